@@ -1,0 +1,38 @@
+# `make demo` and `make test` work on a machine with nothing but Python 3.11+ and a package registry.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export MPLBACKEND = Agg
+
+.PHONY: help demo test test-newest clean
+help:
+	@echo 'make demo          train on the embedded data: about a minute on two cores'
+	@echo 'make test          everything that must pass: export, notebooks, tests'
+	@echo 'make test-newest   the library with the newest fastai, in an environment of its own'
+
+$(VENV)/.ready: settings.ini setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info<(3,11) and "cifar_fast needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing PyTorch, fastai and the rest: some gigabytes, a few minutes'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/cifar_fast_train --recipe demo
+
+test: $(VENV)/.ready
+	$(BIN)/python tests/check_export.py
+	cd nbs && OMP_NUM_THREADS=1 ../$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+# fastcore 2 and nbdev 2.4 exclude each other, so this environment has the library and pytest only
+$(VENV)-newest/.ready: settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check 'fastai>=2.8.12' 'fastcore>=2' . pytest
+	touch $@
+test-newest: $(VENV)-newest/.ready
+	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	$(VENV)-newest/bin/python -m pytest -q tests
+
+clean:
+	rm -rf $(VENV) $(VENV)-newest build *.egg-info

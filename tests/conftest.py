@@ -1,0 +1,34 @@
+import json,os,subprocess,sys
+from pathlib import Path
+import numpy as np,pytest
+from PIL import Image
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    "Keep the tests' data out of the user's cache"
+    os.environ['CIFAR_FAST_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+def draw_folder(path, classes=('ant','bee','cat'), n=24, n_test=8, size=16, seed=0):
+    "A folder of small images, each class in a colour of its own with noise"
+    rng,colors = np.random.default_rng(seed),np.eye(3)*150+50
+    for part,k in (('train',n),('test',n_test)):
+        for c,color in zip(classes, colors):
+            d = Path(path)/part/c
+            d.mkdir(parents=True)
+            for i in range(k): Image.fromarray(np.clip(color+rng.normal(0, 40, (size,size,3)), 0, 255).astype('uint8')).save(d/f'{i}.png')
+    return Path(path)
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory): return draw_folder(tmp_path_factory.mktemp('images')/'colors')
+
+@pytest.fixture(scope='session')
+def run_script():
+    "Run `cifar_fast_train` as a user does, several times in one process: (exit code, stdout, stderr) of each argument list"
+    def _run(*argvs, **env):
+        p = subprocess.run([sys.executable, Path(__file__).parent/'drive.py'], input=json.dumps([list(map(str, a)) for a in argvs]), text=True,
+                           capture_output=True, env=dict(os.environ, **env))
+        assert p.returncode==0, p.stderr
+        return [tuple(o) for o in json.loads(p.stdout)]
+    return _run

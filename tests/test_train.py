@@ -1,0 +1,102 @@
+"`cifar_fast_train` as its user meets it: what it leaves, what it repeats, what it survives"
+import csv,json,os,signal,subprocess,sys,time
+from pathlib import Path
+import numpy as np,pytest,torch
+from safetensors.torch import load_file
+
+script = Path(sys.executable).parent/'cifar_fast_train'
+small = ['--epochs','4','--bs','16','--policy','flip','--model_args','width=4,dropout=.1','--lr','.05','--size','16']
+
+def weights(run): return load_file(Path(run)/'model.safetensors')
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def rows(path):
+    with open(path) as f: return list(csv.DictReader(f))
+
+@pytest.fixture(scope='module')
+def runs(folder, run_script, tmp_path_factory):
+    "Two runs alike, one of another seed, one with a validation split"
+    d = tmp_path_factory.mktemp('runs')
+    args = ['--data',folder,*small,'--out']
+    res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'], [*args,d/'valid','--valid','.25','--quiet'])
+    assert [r[0] for r in res]==[0]*4, res
+    return d,res
+
+def test_run_folder(runs):
+    d,res = runs
+    assert {p.name for p in (d/'a').iterdir()}=={'config.json','history.csv','steps.csv','checkpoint.pt','model.safetensors','results.json','curves.png','schedule.png','batch.png'}
+    c = json.loads((d/'a'/'config.json').read_text())
+    assert c['recipe']['lr']==.05 and c['recipe']['model_args']==dict(width=4, dropout=.1) and c['data']['classes']==['ant','bee','cat']
+    assert c['versions']['torch']==torch.__version__.split('+')[0]
+    assert str(d/'a') in res[0][1] and 'test accuracy' in res[0][1]
+
+def test_history_and_steps(runs):
+    h,s = rows(runs[0]/'a'/'history.csv'),rows(runs[0]/'a'/'steps.csv')
+    n = 72//16
+    assert len(h)==4 and len(s)==4*n
+    peak = 5*4/24
+    want = np.interp(np.arange(4*n)/n, [0,peak,4], [.005,.05,.005])
+    np.testing.assert_allclose([float(r['lr']) for r in s], want, atol=1e-6)
+    for e in range(4): np.testing.assert_allclose(float(h[e]['train_loss']), np.mean([float(r['loss']) for r in s[e*n:(e+1)*n]]), rtol=1e-5)
+    assert float(h[-1]['valid_accuracy'])==json.loads((runs[0]/'a'/'results.json').read_text())['test_accuracy']
+
+def test_it_learns(runs): assert json.loads((runs[0]/'a'/'results.json').read_text())['test_accuracy']>.8
+
+def test_seed_decides(runs):
+    d = runs[0]
+    assert same(weights(d/'a'), weights(d/'b')) and not same(weights(d/'a'), weights(d/'seed'))
+
+def test_quiet(runs):
+    loud,quiet = runs[1][0][1],runs[1][1][1]
+    assert 'train_loss' in loud and 'train_loss' not in quiet and 'test accuracy' in quiet
+
+def test_validation_split(runs):
+    r = json.loads((runs[0]/'valid'/'results.json').read_text())
+    best = max(rows(runs[0]/'valid'/'history.csv'), key=lambda o: float(o['valid_accuracy']))
+    assert r['best_epoch']==int(best['epoch']) and r['best_valid_accuracy']==float(best['valid_accuracy'])
+    assert (runs[0]/'valid'/'best.safetensors').exists() and 0<=r['best_test_accuracy']<=1
+
+def test_finished_is_not_resumed(runs, run_script):
+    [(code,_,err)] = run_script(['--resume',runs[0]/'a'])
+    assert code==2 and 'finished' in err
+
+@pytest.fixture(scope='module')
+def long(folder, run_script, tmp_path_factory):
+    "What an undisturbed run of thirty epochs gives, and the arguments that start it"
+    out = tmp_path_factory.mktemp('long')/'run'
+    args = ['--data',folder,*small,'--epochs','30','--quiet','--out']
+    assert run_script([*args,out])[0][0]==0
+    return out,args
+
+def start_and_signal(args, out, epochs, sig):
+    "Start a run, and send it `sig` once it has recorded that many epochs"
+    p = subprocess.Popen([script,*args,out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = lambda: (out/'config.json').exists() and (not epochs or (out/'history.csv').exists() and len(rows(out/'history.csv'))>=epochs)
+    while not seen() and p.poll() is None: time.sleep(.005)
+    p.send_signal(sig)
+    _,err = p.communicate()
+    assert not (out/'results.json').exists(), 'it had finished before it was stopped'
+    return p.returncode,err
+
+def check_resumed(out, whole):
+    "Continue `out` and compare it with the undisturbed run"
+    r = subprocess.run([script,'--resume',out], capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    assert same(weights(out), weights(whole))
+    assert rows(out/'steps.csv')==rows(whole/'steps.csv')
+    assert [o['train_loss'] for o in rows(out/'history.csv')]==[o['train_loss'] for o in rows(whole/'history.csv')]
+    return r.stdout
+
+@pytest.mark.parametrize('epochs', [0, 5, 17])
+def test_sigkill_and_resume(long, tmp_path, epochs):
+    "Killed before its first checkpoint or later, and resumed: bit-equal weights and tables"
+    out = tmp_path/'run'
+    start_and_signal(long[1], out, epochs, signal.SIGKILL)
+    table = check_resumed(out, long[0])
+    assert len([l for l in table.splitlines() if l.split()[:1] and l.split()[0].isdigit()])==30  # a row for each epoch, the earlier ones too
+
+def test_ctrl_c(long, tmp_path):
+    "Ctrl-C: no traceback, and what it prints works"
+    out = tmp_path/'run'
+    code,err = start_and_signal(long[1], out, 3, signal.SIGINT)
+    assert code==130 and 'Traceback' not in err and f'cifar_fast_train --resume {out}' in err
+    check_resumed(out, long[0])
