@@ -50,7 +50,7 @@ def sgd(
     "PyTorch's SGD as a fastai optimizer"
     return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0)
 
-# %% ../nbs/09_learner.ipynb #64939633
+# %% ../nbs/09_learner.ipynb #7ce0500e
 class History(Callback):
     'Keep a row per epoch (losses and accuracies averaged over all samples, times) and the hyper-parameters and loss of every step'
     order,remove_on_fetch,run_valid = Recorder.order+1,True,False
@@ -98,13 +98,14 @@ class History(Callback):
         if not self.trained: return
         self.trained = False
         for s in self.steps: s['loss'] = float(s['loss'])
-        names,values = self.recorder.metric_names,self.recorder.log
-        valid = {k if k.startswith('valid_') else f'valid_{k}': float(v) for k,v in zip(names[2:],values[2:]) if k!='time'}
+        names,values = self.recorder.metric_names[2:-1],self.recorder.log[2:-1]  # between train_loss and time
+        valid = dict.fromkeys(f"valid_{k.removeprefix('valid_')}" for k in names)
+        if len(values)==len(names): valid = dict(zip(valid, map(float, values)))  # else the validation was cancelled
         self.epochs.append(dict(epoch=self.epoch+1, lr=self.steps[-1]['lr'], train_loss=self.train_loss, 
                                 train_accuracy=float(self.correct)/self.n, **valid, train_s=self.train_s,
                                 valid_s=time.perf_counter()-self.start-self.train_s))
 
-# %% ../nbs/09_learner.ipynb #e55b59a5
+# %% ../nbs/09_learner.ipynb #6545ca67
 @delegates(Learner.__init__)
 def cifar_learner(
     dls:DataLoaders,            # Training and validation or test data, such as `cifar_dls` gives

@@ -48,7 +48,7 @@ class Scale(nn.Module):
     def forward(self, x): return x*self.scale
     def extra_repr(self): return f'{self.scale}'
 
-# %% ../nbs/06_models.ipynb #2a27691f
+# %% ../nbs/06_models.ipynb #04c6a86c
 def resnet9(
     n_classes:int=10,            # Number of outputs
     conv_bias:bool|str=False,    # Biases on the convolutions: none, all (True), or 'outer' for those outside the residual blocks
@@ -59,10 +59,11 @@ def resnet9(
 )->nn.Sequential: # Images of any size from 8x8 to logits
     'The nine-layer residual network of the assignment'
     if conv_bias not in (False,True,'outer'): raise CifarFastError(f"resnet9: conv_bias is {conv_bias!r}; use False, True or 'outer'")
-    w,outer,inner = width,bool(conv_bias),conv_bias is True
+    w,outer,inner = width,bool(conv_bias),conv_bias not in (False,'outer')
     def layer(ni, nf, pool=True): return _conv_block(ni, nf, outer, pool, dropout)
     def res(nf): return Residual(nn.Sequential(*[_conv_block(nf, nf, inner, dropout=dropout) for _ in range(2)]))
-    return _seq(prep=layer(3, w, pool=False), layer1=layer(w, 2*w), res1=res(2*w), layer2=layer(2*w, 4*w), layer3=layer(4*w, 8*w), res2=res(8*w),
+    return _seq(prep=layer(3, w, pool=False), layer1=layer(w, 2*w), res1=res(2*w), layer2=layer(2*w, 4*w),
+                layer3=layer(4*w, 8*w), res2=res(8*w),
                 pool=nn.AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=nn.Linear(8*w, n_classes, bias=fc_bias),
                 scale=None if scale==1 else Scale(scale))
 
@@ -74,13 +75,14 @@ def _basic_block(ni, nf, stride=1):
     skip = None if stride==1 and ni==nf else _seq(conv=nn.Conv2d(ni, nf, 1, stride, bias=False), bn=nn.BatchNorm2d(nf))
     return _seq(res=Residual(body, skip), act=nn.ReLU())
 
-# %% ../nbs/06_models.ipynb #207a7312
+# %% ../nbs/06_models.ipynb #a202a774
 def resnet18(
     n_classes:int=10 # Number of outputs
 )->nn.Sequential: # Images of any size from 1x1 to logits
     'ResNet-18 for small images'
     def layer(ni, nf, stride): return nn.Sequential(_basic_block(ni, nf, stride), _basic_block(nf, nf))
-    return _seq(prep=_conv_block(3, 64), layer1=layer(64, 64, 1), layer2=layer(64, 128, 2), layer3=layer(128, 256, 2), layer4=layer(256, 512, 2),
+    return _seq(prep=_conv_block(3, 64), layer1=layer(64, 64, 1), layer2=layer(64, 128, 2),
+                layer3=layer(128, 256, 2), layer4=layer(256, 512, 2),
                 pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(512, n_classes))
 
 # %% ../nbs/06_models.ipynb #58b6064e

@@ -28,5 +28,5 @@ def test_order_of_rooms():
     order = 'core shapes data augment device loaders models summary schedule learner runs gradcam interpret recipes report cli'.split()
     for f in root.glob('*.py'):
         if f.stem in ('all','__init__','_modidx'): continue
-        used = re.findall(r'^from cifar_fast\.(\w+) import', f.read_text(), re.M)
+        used = re.findall(r'^from \.(\w+) import', f.read_text(), re.M)
         assert all(order.index(u)<order.index(f.stem) for u in used), (f.stem, used)

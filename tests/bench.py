@@ -1,0 +1,97 @@
+"""Images per second, side by side: `python tests/bench.py loader` and `python tests/bench.py learner`
+
+A benchmark, not a test: run it on an idle machine. Every contender of `learner` runs in a process of its own, in turn, so that none warms another's caches."""
+import os,platform,statistics,subprocess,sys,time
+from importlib.metadata import version
+import numpy as np
+
+bs,repeats = 512,5
+
+def images(n):
+    from cifar_fast.data import ImageArrays
+    rng = np.random.default_rng(0)
+    x,y = rng.integers(0, 256, (n,32,32,3), dtype=np.uint8),np.arange(n)%10
+    return ImageArrays(x, y, x[:bs], y[:bs], [str(i) for i in range(10)], 'noise', '-')
+
+def show(title, rates, base):
+    print(f'\n{title}\n{platform.machine()}, {os.cpu_count()} cores; ' + ', '.join(f'{o} {version(o)}' for o in ('torch','fastai','albumentations')))
+    for k,v in rates.items():
+        ratio = statistics.median(a/b for a,b in zip(v, rates[base]))
+        print(f'{k:<44}{statistics.median(v):9.1f} images/s  ({min(v):.1f} to {max(v):.1f})  {ratio:6.2f} of {base}')
+
+# --- the item pipeline against the bare Compose ---------------------------------------------------------------------
+
+def loader(n=8*bs):
+    import albumentations as A,torch
+    from fastai.vision.all import Categorize,Datasets,ItemGetter,ItemTransform,IntToFloatTensor,Normalize,PILImage,ToTensor
+    from cifar_fast.all import cifar10_stats,cifar_dls,get_policy
+    torch.set_num_threads(1)
+    ims = images(n)
+    compose = A.Compose(get_policy('assignment')[0], strict=True)
+
+    class Documented(ItemTransform):
+        "The transform of fastai's own Albumentations tutorial: PIL images in and out"
+        order = 2
+        def encodes(self, b): return (PILImage.create(compose(image=np.array(b[0]))['image']), *b[1:])
+
+    items = [(PILImage.create(x),int(y)) for x,y in zip(ims.train_x, ims.train_y)]
+    ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(n),range(bs)])
+    stock = ds.dataloaders(bs=bs, num_workers=0, device='cpu', after_item=[Documented(),ToTensor()],
+                           after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=False)])
+    ours = cifar_dls(ims, bs=bs, policy='assignment', device='cpu')
+
+    def bare():
+        for x in ims.train_x: compose(image=x)
+    def drain(dl):
+        for b in dl: pass
+    rates = {'bare A.Compose': [], 'cifar_dls, 0 workers': [], 'fastai with PIL images': []}
+    for i in range(repeats+1):
+        for name,f in zip(rates, (bare, lambda: drain(ours.train), lambda: drain(stock.train))):
+            start = time.perf_counter()
+            f()
+            if i: rates[name].append(n/(time.perf_counter()-start))
+    show('Augmented, normalised batches of 512 (policy: assignment), one thread', rates, 'bare A.Compose')
+
+# --- the learner against stock fastai and a loop written by hand ----------------------------------------------------
+
+def child(name, steps=3):
+    "One contender: images per second over `steps` steps, after as many to warm up"
+    import torch,torch.nn.functional as F
+    from fastai.vision.all import Callback,CancelValidException,CrossEntropyLossFlat,Learner,SGD,accuracy
+    from cifar_fast.all import cifar_dls,cifar_learner,has_bf16,keep_freed_memory,resnet9
+    if name!='stock': keep_freed_memory()
+    class TrainOnly(Callback):
+        def before_validate(self): raise CancelValidException()
+    torch.manual_seed(0)
+    net = resnet9(scale=.125)
+    if name=='loop':
+        net,bf16 = net.to(memory_format=torch.channels_last),has_bf16()
+        opt = torch.optim.SGD(net.parameters(), lr=.01, momentum=.9, nesterov=True, weight_decay=5e-4)
+        x,y = torch.randn(bs,3,32,32).to(memory_format=torch.channels_last),torch.arange(bs)%10
+        def epoch():
+            for _ in range(steps):
+                with torch.autocast('cpu', dtype=torch.bfloat16, enabled=bf16): pred = net(x)
+                F.cross_entropy(pred.float(), y).backward()
+                opt.step()
+                opt.zero_grad()
+    else:
+        dls = cifar_dls(images(steps*bs), bs=bs, device='cpu')
+        make = cifar_learner if name=='ours' else lambda d,m: Learner(d, m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
+        learn = make(dls, net)
+        def epoch():
+            with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=TrainOnly())
+    epoch()
+    start = time.perf_counter()
+    epoch()
+    print(steps*bs/(time.perf_counter()-start))
+
+def learner():
+    rates = {'loop by hand': [], 'cifar_learner': [], 'stock fastai, fp32': []}
+    for i in range(3):
+        for name,arg in zip(rates, ('loop','ours','stock')):
+            out = subprocess.run([sys.executable,__file__,'child',arg], check=True, capture_output=True, text=True).stdout
+            rates[name].append(float(out.split()[-1]))
+    from cifar_fast.core import pick_precision
+    show(f'Training steps of ResNet-9, batch {bs}, precision {pick_precision("auto")}', rates, 'stock fastai, fp32')
+
+if __name__=='__main__': dict(loader=loader, learner=learner, child=child)[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,535 @@
+'Bad inputs of every kind: each must end in one clear line, and leave nothing behind'
+from __future__ import annotations
+import http.server,io,os,pickle,re,shutil,socket,struct,tarfile,threading,zipfile
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image
+from cifar_fast import data
+from cifar_fast.core import CifarFastError
+from cifar_fast.data import load_images
+
+rng = np.random.default_rng(1)
+vocab = ['bee','cow']
+x,y = rng.integers(0, 256, (10,32,32,3), dtype=np.uint8),np.repeat([0,1], 5)
+tx,ty = rng.integers(0, 256, (4,32,32,3), dtype=np.uint8),np.repeat([0,1], 2)
+
+def png(a):
+    f = io.BytesIO()
+    Image.fromarray(a).save(f, 'png')
+    return f.getvalue()
+
+def put(path, b):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b)
+    return path
+
+def folder(path, test='test'):
+    for split,xs,ys in [('train',x,y),(test,tx,ty)]:
+        for i,(a,c) in enumerate(zip(xs, ys)): put(path/split/vocab[c]/f'{i:02}.png', png(a))
+    return path
+
+def flat(a): return a.transpose(0,3,1,2).reshape(len(a), -1)
+
+def batches(path, dump=lambda o: pickle.dumps(o, 2), **kw):
+    for i in range(5): put(path/f'data_batch_{i+1}', dump({b'data': flat(x[2*i:2*i+2]), b'labels': y[2*i:2*i+2].tolist()}))
+    put(path/'test_batch', dump({b'data': flat(tx), b'labels': ty.tolist()}))
+    put(path/'batches.meta', pickle.dumps({b'label_names': [v.encode() for v in vocab]}, 2))
+    return path
+
+def python2(o):
+    "What Python 2's cPickle wrote for a batch: byte strings as BINSTRING, numpy's old module names, an array from `_reconstruct`"
+    def s(b): return b'U'+bytes([len(b)])+b if len(b)<256 else b'T'+struct.pack('<i', len(b))+b
+    def n(i): return b'J'+struct.pack('<i', i)
+    a = o[b'data']
+    dtype = b'cnumpy\ndtype\n'+s(b'u1')+n(0)+n(1)+b'\x87R('+n(3)+s(b'|')+b'NNN'+n(-1)+n(-1)+n(0)+b'tb'
+    arr = (b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n'+n(0)+b'\x85'+s(b'b')+b'\x87R('
+           +n(1)+n(a.shape[0])+n(a.shape[1])+b'\x86'+dtype+b'\x89'+s(a.tobytes())+b'tb')
+    return b'\x80\x02}('+s(b'data')+arr+s(b'labels')+b'('+b''.join(map(n, o[b'labels']))+b'lu.'
+
+def load(src, tmp_path, **kw): return load_images(src, cache=tmp_path/'cache', **kw)
+
+def refused(src, tmp_path, *msgs, **kw):
+    with pytest.raises(CifarFastError) as e: load(src, tmp_path, **kw)
+    for m in msgs: assert m in str(e.value), str(e.value)
+    assert '\n' not in str(e.value)
+    assert not list((tmp_path/'cache').glob('*')) if (tmp_path/'cache').exists() else True
+
+def same(o):
+    for a,b in zip((o.train_x,o.train_y,o.test_x,o.test_y), (x,y,tx,ty)): np.testing.assert_array_equal(a, b)
+    assert o.vocab==vocab and o.train_x.dtype==np.uint8 and o.train_y.dtype==np.int64
+
+# Layouts
+
+@pytest.mark.parametrize('test', ['test','valid','val'])
+@pytest.mark.parametrize('fmt', [None,'zip','tar','gztar','bztar','xztar'])
+@pytest.mark.parametrize('kind', ['flat','nested','batches','flat batches'])
+def test_every_layout(kind, fmt, test, tmp_path):
+    d = tmp_path/'in'
+    if 'batches' in kind: batches(d/'b' if kind=='batches' else d)
+    else: folder(d/'b' if kind=='nested' else d, test)
+    src = Path(shutil.make_archive(tmp_path/'out', fmt, d)) if fmt else d
+    same(load(src, tmp_path))
+
+def test_tgz_and_names(tmp_path):
+    f = Path(shutil.make_archive(tmp_path/'some', 'gztar', folder(tmp_path/'in'))).rename(tmp_path/'some.v2.tgz')
+    same(load(f, tmp_path))
+    assert load(f, tmp_path).name=='some.v2'
+    assert load(str(tmp_path/'in'), tmp_path).name=='in'
+
+def test_python2_pickles(tmp_path):
+    assert b'BINSTRING' not in python2({b'data': flat(tx), b'labels': [0]})
+    d = pickle.loads(python2({b'data': flat(tx), b'labels': ty.tolist()}), encoding='bytes') if hasattr(np, 'core') else None
+    if d: np.testing.assert_array_equal(d[b'data'], flat(tx))  # the oracle: numpy's own constructors agree that this is such a pickle
+    same(load(batches(tmp_path/'b', python2), tmp_path))
+
+@pytest.mark.parametrize('protocol', [0,1,2,3,4])
+def test_pickle_protocols(protocol, tmp_path):
+    same(load(batches(tmp_path/'b', lambda o: pickle.dumps(o, protocol)), tmp_path))
+
+def test_fortran_order(tmp_path):
+    same(load(batches(tmp_path/'b', lambda o: pickle.dumps({**o, b'data': np.asfortranarray(o[b'data'])}, 2)), tmp_path))
+
+def test_cifar100(tmp_path):
+    d = tmp_path/'cifar-100-python'
+    for f,xs,ys in [('train',x,y),('test',tx,ty)]:
+        put(d/f, pickle.dumps({b'data': flat(xs), b'fine_labels': ys.tolist(), b'coarse_labels': [0]*len(ys)}, 2))
+    put(d/'meta', pickle.dumps({b'fine_label_names': [b'bee',b'cow'], b'coarse_label_names': [b'animal']}, 2))
+    same(load(d, tmp_path))
+    same(load(shutil.make_archive(tmp_path/'c', 'gztar', tmp_path, d.name), tmp_path))
+
+def test_batches_keep_their_label_order(tmp_path):
+    d = batches(tmp_path/'b')
+    put(d/'batches.meta', pickle.dumps({b'label_names': [b'zebra',b'ape']}, 2))
+    assert load(d, tmp_path).vocab==['zebra','ape']
+
+def test_large_files_are_read_by_threads(tmp_path):
+    d = tmp_path/'in'
+    big = rng.integers(0, 256, (3,120,160,3), dtype=np.uint8)
+    for split in 'train','test':
+        for c in vocab:
+            for i,a in enumerate(big): assert put(d/split/c/f'{i}.png', png(a)).stat().st_size>data._large
+    o = load(d, tmp_path)
+    np.testing.assert_array_equal(o.train_x, np.concatenate([big,big]))
+    f = shutil.make_archive(tmp_path/'big', 'zip', d)
+    assert load(f, tmp_path).fingerprint==o.fingerprint
+
+def test_too_many_small_files_to_keep(tmp_path, monkeypatch):
+    f = shutil.make_archive(tmp_path/'some', 'xztar', folder(tmp_path/'in'))
+    for room in 0,2*len(png(x[0])): monkeypatch.setattr(data, '_room', room); same(data_of(f))
+
+def data_of(f):
+    d = data._read(data._Archive(Path(f)), None)
+    d.pop('fingerprint')
+    return data.ImageArrays(**d, name='', fingerprint='')
+
+def test_jpeg_equals_pillow(tmp_path):
+    d = folder(tmp_path/'in')
+    for f in d.rglob('*.png'):
+        Image.open(f).save(f.with_suffix('.JPG'), 'jpeg', quality=75)
+        f.unlink()
+    want = np.stack([np.asarray(Image.open(f).convert('RGB')) for f in sorted((d/'train').rglob('*.JPG'))])
+    np.testing.assert_array_equal(load(d, tmp_path).train_x, want)
+
+# Folders that are not right
+
+def test_no_such_folder(tmp_path):
+    refused(tmp_path/'nope', tmp_path, 'no folder or archive', 'nope', 'cifar10 and shapes10')
+    refused('cifar', tmp_path, 'no folder or archive cifar,')
+
+@pytest.mark.parametrize('size', [0,-1])
+def test_bad_size(size, tmp_path): refused(folder(tmp_path/'in'), tmp_path, 'number of pixels', size=size)
+
+def test_empty_folder(tmp_path):
+    (tmp_path/'in').mkdir()
+    refused(tmp_path/'in', tmp_path, 'no data set in', 'train/<class>/')
+    (tmp_path/'in/train').mkdir()
+    refused(tmp_path/'in', tmp_path, 'no data set in')
+
+def test_no_train(tmp_path):
+    d = folder(tmp_path/'in')
+    shutil.rmtree(d/'train')
+    refused(d, tmp_path, 'no data set in')
+
+def test_no_test(tmp_path):
+    d = folder(tmp_path/'in')
+    shutil.rmtree(d/'test')
+    refused(d, tmp_path, 'no test, valid or val')
+
+@pytest.mark.parametrize('fmt', [None,'zip','tar'])
+def test_class_without_images(fmt, tmp_path):
+    d = folder(tmp_path/'in')
+    (d/'test/emu').mkdir()
+    put(d/'train/emu/1.png', png(x[0]))
+    put(d/'test/emu/Thumbs.db', b'')
+    src = shutil.make_archive(tmp_path/'a', fmt, d) if fmt else d
+    refused(src, tmp_path, 'no images in', 'test/emu')
+
+def test_classes_differ(tmp_path):
+    d = folder(tmp_path/'in')
+    (d/'test/cow').rename(d/'test/cows')
+    refused(d, tmp_path, 'only in train: cow', 'only in test: cows')
+
+def test_sizes_differ(tmp_path):
+    d = folder(tmp_path/'in')
+    put(d/'test/cow/99.png', png(np.zeros((20,40,3), np.uint8)))
+    refused(d, tmp_path, 'train/bee/00.png is 32×32', 'test/cow/99.png is 40×20', '--size 32')
+    assert load(d, tmp_path, size=24).test_x.shape==(5,24,24,3)
+
+@pytest.mark.parametrize('b', [b'', b'not an image', png(x[0])[:-200], png(x[0])[:20]])
+@pytest.mark.parametrize('fmt', [None,'zip','gztar'])
+def test_corrupt_image(b, fmt, tmp_path):
+    d = folder(tmp_path/'in')
+    put(d/'train/cow/77.png', b)
+    refused(shutil.make_archive(tmp_path/'a', fmt, d) if fmt else d, tmp_path, 'cannot read the image', 'train/cow/77.png')
+
+def test_image_bomb(tmp_path):
+    d = folder(tmp_path/'in')
+    f = io.BytesIO()
+    Image.new('1', (40000,40000)).save(f, 'png')
+    put(d/'train/cow/77.png', f.getvalue())
+    refused(d, tmp_path, 'train/cow/77.png', 'decompression bomb')
+
+@pytest.mark.skipif(os.geteuid()==0, reason='root may read everything')
+def test_unreadable(tmp_path):
+    d = folder(tmp_path/'in')
+    (d/'train/cow/05.png').chmod(0)
+    refused(d, tmp_path, 'cannot read', '05.png')
+
+def test_file_that_vanishes(tmp_path, monkeypatch):
+    d,find = folder(tmp_path/'in'),data._find_images
+    def gone(*args):
+        (d/'train/cow/05.png').unlink()
+        return find(*args)
+    monkeypatch.setattr(data, '_find_images', gone)
+    refused(d, tmp_path, 'cannot read', 'train/cow/05.png: No such file')
+
+def test_hidden_and_foreign_files_are_ignored(tmp_path):
+    d = folder(tmp_path/'in')
+    for f in ('.DS_Store','train/.DS_Store','train/bee/.DS_Store','train/bee/._00.png','test/cow/Thumbs.db','train/bee/readme.md',
+              'labels.txt','train/.ipynb_checkpoints/1.png','__MACOSX/train/bee/1.png'): put(d/f, b'?')
+    same(load(d, tmp_path))
+    same(load(shutil.make_archive(tmp_path/'a', 'zip', d), tmp_path))
+
+def test_two_data_sets(tmp_path):
+    folder(tmp_path/'in/a')
+    folder(tmp_path/'in/b')
+    refused(tmp_path/'in', tmp_path, 'several data sets: a, b')
+
+# Batches that are not right
+
+def test_missing_batch(tmp_path):
+    d = batches(tmp_path/'b')
+    (d/'data_batch_3').unlink()
+    (d/'test_batch').unlink()
+    refused(d, tmp_path, 'lacks data_batch_3, test_batch')
+
+@pytest.mark.parametrize('o,msg', [
+    ([1,2], 'not a CIFAR batch'),
+    ({b'data': flat(x)}, "'labels' should be a list of 10"), ({b'data': flat(x), b'labels': [0]}, 'list of 10'),
+    ({b'data': flat(x), b'labels': [2]*10}, 'numbers from 0 to 1'), ({b'data': flat(x), b'labels': [-1]*10}, 'numbers from 0 to 1'),
+    ({b'data': flat(x), b'labels': ['bee']*10}, 'numbers from 0 to 1'), ({b'labels': [0]*10}, 'N rows of 3072'),
+    ({b'data': flat(x)[:,:100], b'labels': [0]*10}, '(10, 100)'), ({b'data': flat(x).tobytes(), b'labels': [0]*10}, 'N rows of 3072'),
+    ({b'data': flat(x).astype(np.int64), b'labels': [0]*10}, "array of type 'i8'"),
+    ({b'data': flat(x).astype(object), b'labels': [0]*10}, "array of type 'O8'"),
+    ({b'data': flat(x), b'labels': y}, "array of type 'i8'")])
+@pytest.mark.parametrize('f', ['data_batch_2','test_batch'])
+def test_wrong_batch(f, o, msg, tmp_path):
+    d = batches(tmp_path/'b')
+    put(d/f, pickle.dumps(o, 2))
+    refused(d, tmp_path, f, msg)
+
+@pytest.mark.parametrize('b', [b'', b'junk', pickle.dumps({b'data': flat(x)}, 2)[:-50]])
+def test_damaged_batch(b, tmp_path):
+    d = batches(tmp_path/'b')
+    put(d/'data_batch_5', b)
+    refused(d, tmp_path, 'data_batch_5 is not a CIFAR batch')
+
+@pytest.mark.parametrize('o', [{}, {b'label_names': []}, {b'label_names': 3}, {b'label_names': [1,2]}])
+def test_wrong_meta(o, tmp_path):
+    d = batches(tmp_path/'b')
+    put(d/'batches.meta', pickle.dumps(o, 2))
+    refused(d, tmp_path, 'batches.meta', 'names of the classes')
+
+class Evil:
+    def __init__(self, f, *args): self.f,self.args = f,args
+    def __reduce__(self): return self.f,self.args
+
+@pytest.mark.parametrize('f', ['data_batch_1','test_batch','batches.meta'])
+@pytest.mark.parametrize('protocol', [0,2,4])
+def test_malicious_pickle(protocol, f, tmp_path):
+    mark = tmp_path/'mark'
+    for o in (Evil(os.system, f'touch {mark}'), Evil(open, str(mark), 'w'), Evil(exec, f'open({str(mark)!r},"w")'),
+              Evil(getattr, 'x', 'upper'), Evil(np.fromfile, str(mark)), Evil(__import__, 'this')):
+        d = batches(tmp_path/'b')
+        put(d/f, pickle.dumps({b'data': o}, protocol))
+        refused(d, tmp_path, f, 'refusing to run')
+    assert not mark.exists()
+
+def test_pickle_may_not_pick_attributes_or_codecs(tmp_path):
+    d = batches(tmp_path/'b')
+    for b,msg in [(b'\x80\x04\x8c\x05numpy\x8c\x14ndarray.__reduce__.x\x93.', 'refusing to run'),
+                  (b'c_codecs\nencode\n(Vx\nVbz2\ntR.', "text in 'bz2'"), (b'cnumpy.core.multiarray\nfrombuffer\n.', 'refusing to run'),
+                  (b'}Vdata\nc_codecs\nencode\n}Va\nI1\nsbs.', 'N rows of 3072'), (b'}Vdata\ncnumpy\nndarray\n)Rs.', 'N rows of 3072'),
+                  (b'\x80\x02\x82\x01.', 'not a CIFAR batch'), (b'Vx\nQ.', 'not a CIFAR batch')]:
+        put(d/'data_batch_1', b)
+        refused(d, tmp_path, 'data_batch_1', msg)
+
+# Archives that are not right
+
+def tar(path, *entries, mode='w:gz'):
+    with tarfile.open(path, mode) as t:
+        for name,kw in entries:
+            m = tarfile.TarInfo(name)
+            for k,v in kw.items(): setattr(m, k, v)
+            t.addfile(m, io.BytesIO(bytes(m.size)))
+    return path
+
+good = 'train/bee/1.png',dict(size=4)
+@pytest.mark.parametrize('name', ['/etc/cron.d/x', '../x.png', 'train/bee/../../../x.png', 'train\\..\\..\\x.png', 'C:\\x.png', 'C:/x.png',
+                                  '\\\\host\\x'])
+def test_entry_outside(name, tmp_path):
+    refused(tar(tmp_path/'a.tgz', good, (name, dict(size=4))), tmp_path, repr(name), 'points outside', 'a.tgz')
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z: z.writestr(name, b'1')
+    refused(tmp_path/'a.zip', tmp_path, 'points outside', 'a.zip')
+
+@pytest.mark.parametrize('kind', [tarfile.SYMTYPE,tarfile.LNKTYPE,tarfile.CHRTYPE,tarfile.BLKTYPE,tarfile.FIFOTYPE])
+def test_link_or_device(kind, tmp_path):
+    f = tar(tmp_path/'a.tar', good, ('train/bee/2.png', dict(type=kind, linkname='/etc/passwd')), mode='w')
+    refused(f, tmp_path, "'train/bee/2.png'", 'link or a device')
+
+def test_link_in_zip(tmp_path):
+    m = zipfile.ZipInfo('train/bee/2.png')
+    m.create_system,m.external_attr = 3,0o120777<<16
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z: z.writestr(m, '/etc/passwd')
+    refused(tmp_path/'a.zip', tmp_path, "'train/bee/2.png'", 'link or a device')
+
+def test_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, '_most', 2**20)
+    big = 'train/bee/2.png',dict(size=2**20)
+    refused(tar(tmp_path/'a.tgz', good, big), tmp_path, 'a.tgz', 'more than')
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        for n,kw in (good,big): z.writestr(n, bytes(kw['size']))
+    assert (tmp_path/'a.zip').stat().st_size<2**12
+    refused(tmp_path/'a.zip', tmp_path, 'a.zip', 'more than')
+
+@pytest.mark.parametrize('fmt', ['zip','tar','gztar','bztar','xztar'])
+@pytest.mark.parametrize('kind', ['folder','batches'])
+def test_cut_short_anywhere(kind, fmt, tmp_path):
+    f = Path(shutil.make_archive(tmp_path/'whole', fmt, (folder if kind=='folder' else batches)(tmp_path/'in')))
+    b = f.read_bytes()
+    end = len(b)
+    if fmt=='tar': end = max(m.offset_data+-(-m.size//512)*512 for m in tarfile.open(f).getmembers()) # zeros follow, 1 kB of which matter
+    ends = {0, 1, 100, end//3, end//2, end*9//10, end-1, *(range(0, end+1, 512) if fmt=='tar' else [])}
+    for n in sorted(ends):
+        cut = put(tmp_path/f'cut{"".join(f.suffixes)}', b[:n])
+        refused(cut, tmp_path, str(cut), 'cut short')
+
+@pytest.mark.parametrize('fmt', ['zip','gztar','xztar'])
+def test_flipped_bits(fmt, tmp_path):
+    b = Path(f := shutil.make_archive(tmp_path/'whole', fmt, folder(tmp_path/'in'))).read_bytes()
+    want,n = load(f, tmp_path).fingerprint,0
+    for i in np.linspace(10, len(b)-10, 25).astype(int):
+        bad = bytearray(b)
+        bad[i] ^= 0x10
+        try: assert load(put(tmp_path/('bad'+''.join(Path(f).suffixes)), bytes(bad)), tmp_path).fingerprint==want
+        except CifarFastError: n += 1
+    assert n>15  # some bits, such as dates in a header, do not matter; none may change a pixel unseen
+
+def test_damaged_tar_header(tmp_path):
+    b = bytearray(Path(f := shutil.make_archive(tmp_path/'whole', 'tar', folder(tmp_path/'in'))).read_bytes())
+    at = [m.offset for m in tarfile.open(f).getmembers()][12]
+    b[at+5] ^= 1
+    refused(put(tmp_path/'bad.tar', bytes(b)), tmp_path, 'bad.tar', 'cut short')
+
+def test_no_archive(tmp_path):
+    for n in 'a.jpg','a.zip','a.tar.xz','a.7z': refused(put(tmp_path/n, b'hello'*100), tmp_path, n, 'as a .zip or .tar archive')
+
+def test_zip_with_password(tmp_path):
+    b = bytearray(Path(shutil.make_archive(tmp_path/'whole', 'zip', folder(tmp_path/'in'))).read_bytes())
+    for m in list(re.finditer(b'PK\x01\x02', b)): b[m.start()+8] |= 1
+    for m in list(re.finditer(b'PK\x03\x04', b)): b[m.start()+6] |= 1
+    refused(put(tmp_path/'secret.zip', bytes(b)), tmp_path, 'secret.zip', 'encrypted')
+
+def test_nothing_lands(tmp_path, monkeypatch):
+    f = shutil.make_archive(tmp_path/'some', 'gztar', folder(tmp_path/'in'))
+    monkeypatch.setattr(data.tempfile, 'TemporaryDirectory', None)
+    before = set(tmp_path.rglob('*'))
+    load(f, tmp_path)
+    assert {o.suffix for o in set(tmp_path.rglob('*'))-before}=={'','.npz'}
+
+# Cache
+
+@pytest.fixture
+def reads(monkeypatch):
+    n,read = [],data._read
+    monkeypatch.setattr(data, '_read', lambda *args: n.append(1) or read(*args))
+    return n
+
+def test_cache_is_used(tmp_path, reads):
+    d = folder(tmp_path/'in')
+    f = shutil.make_archive(tmp_path/'some', 'zip', d)
+    for i in range(3):
+        same(load(d, tmp_path))
+        same(load(f, tmp_path))
+    assert len(reads)==2
+
+@pytest.mark.parametrize('change', ['edit','add','remove','rename','touch','archive'])
+def test_change_is_noticed(change, tmp_path, reads):
+    d = folder(tmp_path/'in')
+    src = Path(shutil.make_archive(tmp_path/'some', 'tar', d)) if change=='archive' else d
+    old = load(src, tmp_path)
+    f = d/'train/cow/06.png'
+    st = f.stat()
+    if change=='edit':
+        b = bytearray(png(x[6]))
+        put(f, png(x[7]))
+        os.utime(f, ns=(st.st_atime_ns,st.st_mtime_ns))
+    elif change=='add': put(d/'train/cow/99.png', png(x[0]))
+    elif change=='remove': f.unlink()
+    elif change=='rename': f.rename(d/'train/cow/99.png')
+    elif change=='touch': f.touch()
+    else:
+        put(d/'train/cow/99.png', png(x[0]))
+        shutil.make_archive(tmp_path/'some', 'tar', d)
+    new = load(src, tmp_path)
+    assert len(reads)==2
+    assert (new.fingerprint==old.fingerprint)==(change=='touch')
+
+@pytest.mark.parametrize('b', [b'', b'PK', b'\x93NUMPY junk', pickle.dumps(Evil(os.system, 'touch mark'))])
+def test_corrupt_cache_is_made_anew(b, tmp_path, reads, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    d = folder(tmp_path/'in')
+    load(d, tmp_path)
+    entry, = (tmp_path/'cache').iterdir()
+    for bad in b,entry.read_bytes()[:-100]:
+        put(entry, bad)
+        same(load(d, tmp_path))
+        same(load(d, tmp_path))
+    assert len(reads)==3
+    assert not Path('mark').exists()
+
+def test_cache_with_pickled_objects_is_not_loaded(tmp_path, reads):
+    d = folder(tmp_path/'in')
+    load(d, tmp_path)
+    entry, = (tmp_path/'cache').iterdir()
+    with open(entry,'wb') as f: np.savez(f, train_x=np.array([Evil(os.system, f'touch {tmp_path}/mark')], dtype=object))
+    same(load(d, tmp_path))
+    assert len(reads)==2
+    assert not (tmp_path/'mark').exists()
+
+@pytest.mark.parametrize('e', [KeyboardInterrupt(), RuntimeError('half')])
+def test_interrupted_write_leaves_nothing(e, tmp_path, monkeypatch):
+    d = folder(tmp_path/'in')
+    def half(f, **kw):
+        f.write(b'half')
+        raise e
+    with monkeypatch.context() as m:
+        m.setattr(np, 'savez', half)
+        with pytest.raises(type(e)): load(d, tmp_path)
+    assert not list((tmp_path/'cache').iterdir())
+    same(load(d, tmp_path))
+
+def test_cache_that_cannot_be_written_is_a_warning(tmp_path):
+    d = folder(tmp_path/'in')
+    put(tmp_path/'file', b'')
+    with pytest.warns(UserWarning, match='read anew next time'): same(load_images(d, cache=tmp_path/'file'))
+
+def test_cache_folder_from_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv('CIFAR_FAST_CACHE', str(tmp_path/'env'))
+    load_images(folder(tmp_path/'in'))
+    assert len(list((tmp_path/'env').iterdir()))==1
+
+# shapes10
+
+class Stub:
+    train_x,train_y,test_x,test_y,vocab,train_mask,test_mask = x,y,tx,ty,vocab,x[...,0]>99,tx[...,0]>99
+
+def test_shapes_are_drawn_once(tmp_path, monkeypatch):
+    sizes = []
+    def shapes10(n_train=6000, n_test=2000, size=32, seed=0): return sizes.append(size) or Stub
+    monkeypatch.setattr(data, 'shapes10', shapes10)
+    for i in range(2):
+        o = load('shapes10', tmp_path)
+        same(o)
+        np.testing.assert_array_equal(o.test_mask, Stub.test_mask)
+        assert o.name=='shapes10' and o.train_mask.dtype==bool
+    load('shapes10', tmp_path, size=24)
+    assert sizes==[32,24]
+
+# The download
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    www = tmp_path/'www'
+    batches(tmp_path/'src/cifar-10-batches-py')
+    www.mkdir()
+    f = Path(shutil.make_archive(www/'cifar-10-python', 'gztar', tmp_path/'src'))
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        hits = []
+        def __init__(self, *args): super().__init__(*args, directory=str(www))
+        def do_GET(self): self.hits.append(self.path); super().do_GET()
+        def log_message(self, *args): pass
+    s = http.server.ThreadingHTTPServer(('127.0.0.1',0), Handler)
+    t = threading.Thread(target=s.serve_forever, daemon=True)
+    t.start()
+    monkeypatch.setattr(data, '_cifar10_url', f'http://127.0.0.1:{s.server_port}/{f.name}')
+    monkeypatch.setattr(data, '_cifar10_sha256', data._Archive(f).key)
+    yield f,Handler
+    s.shutdown()
+    s.server_close()
+
+def test_download(server, tmp_path, reads):
+    f,h = server
+    o = load('cifar10', tmp_path)
+    same(o)
+    assert o.name=='cifar10'
+    load('cifar10', tmp_path)
+    assert len(h.hits)==len(reads)==1
+    assert load('cifar10', tmp_path, size=16).train_x.shape[1]==16  # from the archive that is kept
+    assert len(h.hits)==1
+    (tmp_path/'cache'/f.name).write_bytes(b'damaged')
+    load('cifar10', tmp_path, size=8)
+    assert len(h.hits)==2
+
+def test_archive_from_elsewhere_serves_cifar10(server, tmp_path):
+    f,h = server
+    load(f, tmp_path)
+    same(load('cifar10', tmp_path))
+    assert not h.hits
+
+def test_wrong_checksum(server, tmp_path):
+    f,h = server
+    f.write_bytes(f.read_bytes()[:-1]+b'?')
+    refused('cifar10', tmp_path, 'not CIFAR-10', 'SHA-256', '--data PATH', '--data shapes10')
+
+def test_not_found(server, tmp_path):
+    f,h = server
+    f.unlink()
+    refused('cifar10', tmp_path, 'cannot download', '404', '--data PATH')
+
+def test_nobody_there(tmp_path, monkeypatch):
+    for url in 'http://127.0.0.1:9/c.tar.gz','http://no.such.host.invalid/c.tar.gz':
+        monkeypatch.setattr(data, '_cifar10_url', url)
+        refused('cifar10', tmp_path, 'cannot download', '--data PATH', '--data shapes10')
+
+@pytest.mark.parametrize('answer', [b'', b'HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\nshort', b'garbage\r\n\r\n', None])
+def test_broken_server(answer, tmp_path, monkeypatch):
+    s = socket.create_server(('127.0.0.1',0))
+    held = []
+    def serve():
+        try:
+            while True:
+                c,_ = s.accept()
+                c.recv(4096)
+                if answer is None: held.append(c)  # says nothing, for ever
+                else:
+                    c.sendall(answer)
+                    c.close()
+        except OSError: pass
+    threading.Thread(target=serve, daemon=True).start()
+    monkeypatch.setattr(data, '_cifar10_url', f'http://127.0.0.1:{s.getsockname()[1]}/c.tar.gz')
+    fetch = data.download_url
+    monkeypatch.setattr(data, 'download_url', lambda url, f, timeout: fetch(url, f, timeout=min(timeout, 1)))
+    refused('cifar10', tmp_path, 'cannot download', '--data PATH')
+    s.close()
