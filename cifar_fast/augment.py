@@ -97,42 +97,44 @@ def augment(self:AlbumentationsTransform,
     res = self.augment_array(img, split_idx)
     return torch.as_subclass(torch.from_numpy(np.ascontiguousarray(res.transpose(2,0,1))), TensorImage)
 
-# %% ../nbs/03_augment.ipynb #271f323d
+# %% ../nbs/03_augment.ipynb #2779c863
 _reflect = dict(border_mode=cv2.BORDER_REFLECT_101)
-_constant = dict(border_mode=cv2.BORDER_CONSTANT, fill=mean_fill)
 
-def _pad(size, by, **border): return A.PadIfNeeded(size+2*by, size+2*by, **border)
+def _pad(size, by, fill=None):
+    border = _reflect if fill is None else dict(border_mode=cv2.BORDER_CONSTANT, fill=fill)
+    return A.PadIfNeeded(size+2*by, size+2*by, **border)
 def _flip(p=.5): return A.HorizontalFlip(p=p)
-def _cutout(side, p=1., fill=mean_fill):
+def _cutout(side, fill, p=1.):
     return A.CoarseDropout(num_holes_range=(1,1), hole_height_range=(side,side), hole_width_range=(side,side), fill=fill, p=p)
 def _affine(shift, scale, degrees, p):
     return A.Affine(translate_px=(-shift,shift), scale=(1-scale,1+scale), keep_ratio=True, rotate=(-degrees,degrees), p=p, **_reflect)
 
-# %% ../nbs/03_augment.ipynb #02d8aa8d
+# %% ../nbs/03_augment.ipynb #4706722d
 policies = dict(
-    assignment = lambda size: [_pad(size, size//8, **_reflect), A.RandomCrop(size, size), _flip(), _cutout(size//4)],
-    flip_crop  = lambda size: [_pad(size, size//8, **_reflect), A.RandomCrop(size, size), _flip()],
-    none       = lambda size: [])
+    assignment = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip(), _cutout(size//4, fill)],
+    flip_crop  = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip()],
+    none       = lambda size, fill: [])
 
-# %% ../nbs/03_augment.ipynb #ed3b3f37
+# %% ../nbs/03_augment.ipynb #983435c0
 policies.update(
-    s000 = lambda size: [_pad(size, size//8, **_constant), _flip(), _cutout(size//4, p=.8), _affine(size//16, .1, 9, p=.5),
+    s000 = lambda size, fill: [_pad(size, size//8, fill), _flip(), _cutout(size//4, fill, p=.8), _affine(size//16, .1, 9, p=.5),
                          A.RandomCrop(size, size)],
-    s001 = lambda size: [_flip(), _affine(size//16, .2, 10, p=.2), _pad(size, size//2, **_constant), _cutout(size//2, p=.2),
+    s001 = lambda size, fill: [_flip(), _affine(size//16, .2, 10, p=.2), _pad(size, size//2, fill), _cutout(size//2, fill, p=.2),
                          A.CenterCrop(size, size)],
-    s002 = lambda size: [A.Rotate((-15,15), p=.5, **_reflect), _flip(), _cutout(size//2, p=.3)],
-    s003 = lambda size: [_pad(size, size//8, **_reflect), A.RandomCrop(size, size), _flip(.7), _cutout(size//4, fill=(128,128,128))],
-    s004 = lambda size: [_pad(size, size//8, **_constant), A.RandomCrop(size, size), _flip(), _cutout(size//4)])
+    s002 = lambda size, fill: [A.Rotate((-15,15), p=.5, **_reflect), _flip(), _cutout(size//2, fill, p=.3)],
+    s003 = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip(.7), _cutout(size//4, (128,128,128))],
+    s004 = lambda size, fill: [_pad(size, size//8, fill), A.RandomCrop(size, size), _flip(), _cutout(size//4, fill)])
 
-# %% ../nbs/03_augment.ipynb #2d712106
+# %% ../nbs/03_augment.ipynb #e42e5cfa
 def get_policy(
-    name:str,   # One of `policies`
-    size:int=32 # Side of the images in pixels
+    name:str,            # One of `policies`
+    size:int=32,         # Side of the images in pixels
+    fill:tuple=mean_fill # What padding and holes are filled with, uint8; the mean of the data set
 )->list: # Albumentations transforms for the training set
     'The transforms of policy `name` for images of `size` x `size`'
-    return choose(name, policies, 'policy')(size)
+    return choose(name, policies, 'policy')(size, fill)
 
-# %% ../nbs/03_augment.ipynb #d5a6dc6e
+# %% ../nbs/03_augment.ipynb #37c34554
 def plot_policy(
     policy:str|AlbumentationsTransform, # A name from `policies`, or a transform
     img:np.ndarray,  # The image, uint8, height x width x 3
@@ -144,6 +146,6 @@ def plot_policy(
     'Draw `img` and then `n` variants of it in a row'
     tfm = AlbumentationsTransform(get_policy(policy, len(img))) if isinstance(policy, str) else policy
     if axs is None: axs = subplots(1, n+1, figsize=ifnone(figsize, (1.1*(n+1),1.3)))[1].flat
-    show_image(img, ctx=axs[0], title=policy if isinstance(policy, str) else 'original')
-    for ax in axs[1:n+1]: show_image(tfm.augment_array(img, split_idx), ctx=ax)
+    show_image(img, ctx=axs[0], interpolation='nearest', title=policy if isinstance(policy, str) else 'original')
+    for ax in axs[1:n+1]: show_image(tfm.augment_array(img, split_idx), ctx=ax, interpolation='nearest')
     return axs

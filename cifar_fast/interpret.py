@@ -10,19 +10,18 @@ from fastai.basics import *
 # %% auto #0
 __all__ = ['plot_curves', 'plot_schedule']
 
-# %% ../nbs/12_interpret.ipynb #bd7dc9b8
+# %% ../nbs/12_interpret.ipynb #d24f6bbc
 def plot_curves(
-    epochs:list,                   # One dict an epoch: `learn.history.epochs`, or `run.read_table('history.csv')`
-    held_out:str='validation',     # What the rows' `valid_…` were measured on
-    axs=None,                      # Two axes to draw on
-    figsize:tuple=(10,3.6)         # In inches, if there are no axes
+    epochs:list,           # One dict an epoch: `learn.history.epochs`, or `run.read_table('history.csv')`
+    axs=None,              # Two axes to draw on
+    figsize:tuple=(10,3.6) # In inches, if there are no axes
 )->list: # The two axes: loss, accuracy
     'Draw the loss and the accuracy of every epoch, in training and on held-out images'
     if axs is None: axs = plt.subplots(1, 2, figsize=figsize, layout='constrained')[1]
-    x = [r['epoch'] for r in epochs]
+    x,parts = [r['epoch'] for r in epochs],dict(train='training', valid='validation', test='test')
     for ax,what in zip(axs, ('loss','accuracy')):
-        for part,label in (('train','training'),('valid',held_out)):
-            ax.plot(x, [r[f'{part}_{what}'] for r in epochs], marker='.', label=label)
+        for part,label in parts.items():
+            if f'{part}_{what}' in epochs[0]: ax.plot(x, [r[f'{part}_{what}'] for r in epochs], marker='.', label=label)
         ax.set(xlabel='epoch', ylabel=what, title=what.capitalize())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()

@@ -46,7 +46,7 @@ class Recipe:
     wd:float=5e-4                  # Weight decay, coupled
     label_smoothing:float=0.       # Share of the target spread over all classes
 
-# %% ../nbs/13_recipes.ipynb #36c3939f
+# %% ../nbs/13_recipes.ipynb #591055ed
 @patch
 def but(self:Recipe, **changes)->Recipe:
     'This recipe with some values changed; `None` leaves a value as it is'
@@ -59,10 +59,11 @@ def but(self:Recipe, **changes)->Recipe:
 @patch
 def check(self:Recipe):
     'Raise a `CifarFastError` for a value that cannot work'
-    choose(self.model, nets, 'model')
+    get_model(self.model, **self.model_args)
     choose(self.policy, policies, 'policy')
     choose(self.schedule, ['linear_one_cycle','step'], 'schedule')
     if self.epochs<1 or self.bs<1: raise CifarFastError(f'epochs and batch size must be at least 1, got {self.epochs} and {self.bs}')
+    if not 0<=self.label_smoothing<1: raise CifarFastError(f'label smoothing is a share from 0 to below 1, got {self.label_smoothing}')
     if not 0<self.lr<math.inf: raise CifarFastError(f'the learning rate must be above 0, got {self.lr}')
     if self.schedule=='linear_one_cycle': linear_one_cycle(self.epochs, self.lr, self.lr_min, self.peak_epoch, self.lr_end)
 
@@ -92,22 +93,21 @@ def _config(recipe, seed, precision, workers, valid, images):
                 data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y), classes=images.vocab),
                 device=device, python=platform.python_version(), versions={o: version(o) for o in libs})
 
-# %% ../nbs/13_recipes.ipynb #c3afcb62
+# %% ../nbs/13_recipes.ipynb #12e0b190
 def recipe_learner(
     recipe:Recipe,         # What to train
     images:ImageArrays,    # The data; see `load_images`
     seed:int=0,            # Decides the initial weights, the order of the images and their augmentation
     precision:str='auto',  # 'auto', 'fp32' or 'bf16'
     workers:int=0,         # Processes that augment; 0: this one
-    valid:float=0.,        # Share of the training images kept apart for validation
-    cbs=None               # Further callbacks
+    valid:float=0.         # Share of the training images kept apart for validation
 )->Learner: # Untrained; its validation set is the split, or the test set where there is none
     'The learner that `recipe` describes'
     set_seed(seed, reproducible=True)
     dls = cifar_dls(images, bs=recipe.bs, policy=recipe.policy, valid=valid, seed=seed, workers=workers)
     model = get_model(recipe.model, n_classes=len(images.vocab), **recipe.model_args)
     return cifar_learner(dls, model, mom=recipe.mom, wd=recipe.wd, nesterov=recipe.nesterov, label_smoothing=recipe.label_smoothing,
-                         precision=precision, cbs=cbs)
+                         precision=precision)
 
 @patch
 def fit_recipe(self:Learner,
@@ -119,41 +119,39 @@ def fit_recipe(self:Learner,
     if r.schedule=='step': self.fit_step(r.epochs, r.lr, r.step_epochs, r.gamma, start_epoch=start_epoch)
     else: self.fit_linear_one_cycle(r.epochs, r.lr, r.lr_min, r.peak_epoch, r.lr_end, start_epoch=start_epoch)
 
-# %% ../nbs/13_recipes.ipynb #9e443740
-def _results(learn, run, images, valid):
+# %% ../nbs/13_recipes.ipynb #2efcf209
+def _results(learn, run):
     "The run's final figures, each named for what it is"
-    rows,last = learn.history.epochs,learn.history.epochs[-1]
-    seen = len(learn.dls.train)*learn.dls.train.bs*len(rows)
-    res = dict(epochs=len(rows), train_seconds=sum(r['train_s'] for r in rows))
-    res['images_per_second'] = seen/res['train_seconds']
-    if not valid: return dict(test_accuracy=last['valid_accuracy'], test_loss=last['valid_loss'], **res)
+    rows,valid = learn.history.epochs,run.config['valid']
+    seconds = sum(r['train_s'] for r in rows)
+    res = dict(epochs=len(rows), train_seconds=seconds, images_per_second=len(learn.history.steps)*learn.dls.train.bs/seconds)
+    if not valid: return dict(test_accuracy=rows[-1]['valid_accuracy'], test_loss=rows[-1]['valid_loss'], **res)
     best = max(rows, key=lambda r: r['valid_accuracy'])
     loss,acc = learn.validate(ds_idx=2)
-    res = dict(test_accuracy=acc, test_loss=loss, valid_accuracy=last['valid_accuracy'], best_epoch=best['epoch'], best_valid_accuracy=best['valid_accuracy'], **res)
     load_weights(learn.model, run/'best.safetensors')
-    return dict(res, best_test_accuracy=learn.validate(ds_idx=2)[1])
+    return dict(test_accuracy=acc, test_loss=loss, valid_accuracy=rows[-1]['valid_accuracy'], best_epoch=best['epoch'],
+                best_valid_accuracy=best['valid_accuracy'], best_test_accuracy=learn.validate(ds_idx=2)[1], **res)
 
-def _figures(learn, run, valid):
+def _figures(learn, run):
     'Draw what there is to draw so far'
     def save(fig, name):
         with atomic_write(run/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
         plt.close(fig)
-    save(plot_curves(learn.history.epochs, 'validation' if valid else 'test')[0].figure, 'curves.png')
+    save(plot_curves(learn.checkpoint.table())[0].figure, 'curves.png')
     save(plot_schedule(learn.history.steps).figure, 'schedule.png')
     learn.dls.train.show_batch(max_n=16, figsize=(8,8))
     save(plt.gcf(), 'batch.png')
 
-# %% ../nbs/13_recipes.ipynb #e09efa1f
-def _train(run, recipe, images, quiet):
+# %% ../nbs/13_recipes.ipynb #3f72297d
+def _fit(learn, run, recipe, quiet):
     'Train from where the run folder stands to the end'
-    c = run.config
-    learn = recipe_learner(recipe, images, c['seed'], c['precision'], c['workers'], c['valid'], cbs=Checkpoint(run, best=c['valid']>0))
+    learn.add_cb(Checkpoint(run, 'valid' if run.config['valid'] else 'test'))
     done = learn.checkpoint.restore()
     with ContextManagers([learn.no_bar(), learn.no_logging()] if quiet else []):
         learn.fit_recipe(recipe, start_epoch=done)
         save_weights(learn.model, run/'model.safetensors')
-        _figures(learn, run, c['valid'])
-        results = _results(learn, run, images, c['valid'])
+        _figures(learn, run)
+        results = _results(learn, run)
     with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
     return results
 
@@ -169,8 +167,11 @@ def train(
     'Train `recipe` and leave a run folder'
     recipe.check()
     check_free(out)
+    choose(precision, precisions, 'precision')
+    if Path(recipe.data).exists(): recipe = recipe.but(data=str(Path(recipe.data).resolve()))  # so that it can be resumed from anywhere
     images = load_images(recipe.data, recipe.size)
-    return _train(Run.create(out, _config(recipe, seed, precision, workers, valid, images)), recipe, images, quiet)
+    learn = recipe_learner(recipe, images, seed, precision, workers, valid)
+    return _fit(learn, Run.create(out, _config(recipe, seed, precision, workers, valid, images)), recipe, quiet)
 
 def resume_run(
     path:str|Path,     # The folder of a run that was interrupted
@@ -179,9 +180,10 @@ def resume_run(
     'Train an interrupted run to its end, as if nothing had happened'
     run = Run(path)
     if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
-    try: recipe = Recipe(**run.config['recipe'])
+    try:
+        c = run.config
+        recipe,was,args = Recipe(**c['recipe']),c['data']['fingerprint'],[c[k] for k in ('seed','precision','workers','valid')]
     except (KeyError,TypeError) as e: raise CifarFastError(f'{path} was written by another version of cifar_fast: {e}') from None
     images = load_images(recipe.data, recipe.size)
-    was = run.config['data']['fingerprint']
     if images.fingerprint!=was: raise CifarFastError(f'{recipe.data} is not what it was when {path} began (fingerprint {images.fingerprint}, was {was})')
-    return _train(run, recipe, images, quiet)
+    return _fit(recipe_learner(recipe, images, *args), run, recipe, quiet)

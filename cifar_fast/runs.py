@@ -109,14 +109,18 @@ def random_states()->dict: # Containers, numbers and tensors; `set_random_states
     kind,keys,*rest = states['numpy_state']
     return dict(states, numpy_state=(kind, keys.tolist(), *rest))
 
-# %% ../nbs/10_runs.ipynb #23298b69
+# %% ../nbs/10_runs.ipynb #da1dc9e6
 class Checkpoint(Callback):
     'After each epoch, write the run folder: best weights, checkpoint, tables'
     order,remove_on_fetch,run_valid = SaveModelCallback.order+1,True,False
     def __init__(self,
-        folder:Run,      # Where to
-        best:bool=False  # Keep the weights of the epoch with the best validation accuracy? Never choose by the test set
+        folder:Run,           # Where to
+        held_out:str='test'   # What each epoch is measured on: 'valid', and then the best epoch's weights are kept, or 'test', by which nothing is chosen
     ): store_attr()
+
+    def table(self):
+        'The rows of the history, with the held-out figures named for what they are'
+        return [{k.replace('valid', self.held_out): v for k,v in r.items()} for r in self.history.epochs]
 
     def before_train(self):
         'Restore the random states as the last thing before the first batch is drawn'
@@ -127,11 +131,12 @@ class Checkpoint(Callback):
         'Write'
         if not getattr(self, 'trained', False): return
         self.trained,rows,steps = False,self.history.epochs,self.history.steps
-        if self.best and rows[-1]['valid_accuracy']>max([r['valid_accuracy'] for r in rows[:-1]], default=-1): save_weights(self.model, self.folder/'best.safetensors')
+        accs = [r['valid_accuracy'] for r in rows]
+        if self.held_out=='valid' and accs[-1]>max(accs[:-1], default=-1): save_weights(self.model, self.folder/'best.safetensors')
         with atomic_write(self.folder/'checkpoint.pt') as tmp:
             torch.save(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), epoch=self.epoch+1, n_epoch=self.n_epoch,
                             epochs=rows, steps=steps, random=random_states()), tmp)
-        self.folder.write_table('history.csv', rows)
+        self.folder.write_table('history.csv', self.table())
         self.folder.write_table('steps.csv', steps)
 
     def restore(self):

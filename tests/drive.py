@@ -2,13 +2,13 @@
 import contextlib,io,json,sys,traceback
 from cifar_fast.cli import cifar_fast_train
 
-def run(argv):
+answers = []
+for argv in json.load(sys.stdin):
     out,err,code = io.StringIO(),io.StringIO(),0
     sys.argv = ['cifar_fast_train', *argv]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try: cifar_fast_train()
+        try: cifar_fast_train()  # here and not in a function: fastcore takes a call from a file's top level for a script
         except SystemExit as e: code = e.code or 0
         except BaseException: code = traceback.print_exc() or 1
-    return code,out.getvalue(),err.getvalue()
-
-if __name__=='__main__': print(json.dumps([run(a) for a in json.load(sys.stdin)]))
+    answers.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(answers))

@@ -5,7 +5,7 @@ import numpy as np,pytest,torch
 from safetensors.torch import load_file
 
 script = Path(sys.executable).parent/'cifar_fast_train'
-small = ['--epochs','4','--bs','16','--policy','flip','--model_args','width=4,dropout=.1','--lr','.05','--size','16']
+small = ['--epochs','4','--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--size','16']
 
 def weights(run): return load_file(Path(run)/'model.safetensors')
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -17,8 +17,9 @@ def runs(folder, run_script, tmp_path_factory):
     "Two runs alike, one of another seed, one with a validation split"
     d = tmp_path_factory.mktemp('runs')
     args = ['--data',folder,*small,'--out']
-    res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'], [*args,d/'valid','--valid','.25','--quiet'])
-    assert [r[0] for r in res]==[0]*4, res
+    res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'], [*args,d/'valid','--valid','.25','--quiet'],
+                     *([*args,d/f'workers{i}','--workers','2','--quiet'] for i in range(2)), ['--list'])
+    assert [r[0] for r in res]==[0]*7, res
     return d,res
 
 def test_run_folder(runs):
@@ -37,13 +38,23 @@ def test_history_and_steps(runs):
     want = np.interp(np.arange(4*n)/n, [0,peak,4], [.005,.05,.005])
     np.testing.assert_allclose([float(r['lr']) for r in s], want, atol=1e-6)
     for e in range(4): np.testing.assert_allclose(float(h[e]['train_loss']), np.mean([float(r['loss']) for r in s[e*n:(e+1)*n]]), rtol=1e-5)
-    assert float(h[-1]['valid_accuracy'])==json.loads((runs[0]/'a'/'results.json').read_text())['test_accuracy']
+    assert float(h[-1]['test_accuracy'])==json.loads((runs[0]/'a'/'results.json').read_text())['test_accuracy']
 
 def test_it_learns(runs): assert json.loads((runs[0]/'a'/'results.json').read_text())['test_accuracy']>.8
 
 def test_seed_decides(runs):
     d = runs[0]
     assert same(weights(d/'a'), weights(d/'b')) and not same(weights(d/'a'), weights(d/'seed'))
+
+def test_workers_repeat(runs):
+    "With two workers a seed repeats too, with other augmentations than without"
+    d = runs[0]
+    assert same(weights(d/'workers0'), weights(d/'workers1')) and not same(weights(d/'workers0'), weights(d/'a'))
+
+def test_list(runs):
+    from cifar_fast.recipes import recipes
+    out = runs[1][-1][1]
+    assert all(name in out for name in recipes)
 
 def test_quiet(runs):
     loud,quiet = runs[1][0][1],runs[1][1][1]
