@@ -21,8 +21,15 @@ cifar10_classes = 'airplane automobile bird cat deer dog frog horse ship truck'.
 # %% ../nbs/00_core.ipynb #861ec41a
 mean_fill = tuple(round(255*m) for m in cifar10_stats[0])
 
-# %% ../nbs/00_core.ipynb #99fbdb1c
-class CifarFastError(Exception): 'Something that the person at the keyboard can mend; the message says how'
+# %% ../nbs/00_core.ipynb #ba2dcd9c
+class CifarFastError(Exception):
+    'Something that the person at the keyboard can mend; the message says how'
+    def __init__(self,
+        msg:str # One line
+    ):
+        super().__init__(msg)
+        self.msg = msg
+    def __str__(self): return self.msg  # whatever fastai, which names the callback an error came from, puts before it
 
 # %% ../nbs/00_core.ipynb #9e77424f
 def choose(

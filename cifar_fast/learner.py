@@ -50,7 +50,7 @@ def sgd(
     "PyTorch's SGD as a fastai optimizer"
     return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0)
 
-# %% ../nbs/09_learner.ipynb #7ce0500e
+# %% ../nbs/09_learner.ipynb #01e6f077
 class History(Callback):
     'Keep a row per epoch (losses and accuracies averaged over all samples, times) and the hyper-parameters and loss of every step'
     order,remove_on_fetch,run_valid = Recorder.order+1,True,False
@@ -85,7 +85,7 @@ class History(Callback):
                                  f'{hyper["lr"]:.4g}: try a lower peak, or a longer warm-up')
         self.loss_sum,self.n = self.loss_sum + loss*n, self.n + n
         self.correct = self.correct + (self.pred.detach().argmax(-1)==self.yb[0]).sum()
-        self.steps.append(dict(epoch=self.epoch+(self.iter+1)/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=loss))
+        self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=loss))
 
     def after_train(self):
         "Put the epoch's own mean loss into the table"

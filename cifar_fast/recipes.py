@@ -67,14 +67,14 @@ def check(self:Recipe):
     if not 0<self.lr<math.inf: raise CifarFastError(f'the learning rate must be above 0, got {self.lr}')
     if self.schedule=='linear_one_cycle': linear_one_cycle(self.epochs, self.lr, self.lr_min, self.peak_epoch, self.lr_end)
 
-# %% ../nbs/13_recipes.ipynb #e360274c
+# %% ../nbs/13_recipes.ipynb #31421432
 recipes = {r.name: r for r in [
     Recipe('assignment', 'The assignment that the published ResNet-9 systems answer: 24 epochs, peak at epoch 5, no annihilation; '
            'learning rate and weight decay as in 003, whose range test found them', lr=.0444, wd=5e-3),
     Recipe('dawn10', "Ten epochs in the manner of cifar10-fast's dawn.py: logits scaled by 1/8, from 0 to 0.4 and down to 0",
            model_args=dict(scale=.125), epochs=10, lr=.4, lr_min=0., lr_end=0., peak_epoch=10*5/24),
     Recipe('demo', 'A narrow ResNet-9 on the embedded shapes: a minute or two on two CPU cores', data='shapes10', model_args=dict(width=16, scale=.125),
-           epochs=6, bs=128, lr=.4, lr_min=0., lr_end=0., peak_epoch=2.),
+           epochs=6, bs=128, lr=.2, lr_min=0., lr_end=0., peak_epoch=2.),
 ]}
 
 def get_recipe(

@@ -19,34 +19,35 @@ def show(title, rates, base):
         ratio = statistics.median(a/b for a,b in zip(v, rates[base]))
         print(f'{k:<44}{statistics.median(v):9.1f} images/s  ({min(v):.1f} to {max(v):.1f})  {ratio:6.2f} of {base}')
 
+def stock_dls(ims, compose):
+    "fastai's own way, as its Albumentations tutorial has it: PIL images in and out, one transform after another"
+    from fastai.vision.all import Categorize,Datasets,IntToFloatTensor,ItemGetter,ItemTransform,Normalize,PILImage,ToTensor
+    from cifar_fast.core import cifar10_stats
+    class Documented(ItemTransform):
+        order = 2
+        def encodes(self, b): return (PILImage.create(compose(image=np.array(b[0]))['image']), *b[1:])
+    items = [(PILImage.create(x),int(y)) for x,y in zip(ims.train_x, ims.train_y)]
+    ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(len(items)),range(bs)])
+    return ds.dataloaders(bs=bs, num_workers=0, device='cpu', after_item=[Documented(),ToTensor()],
+                          after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=False)])
+
 # --- the item pipeline against the bare Compose ---------------------------------------------------------------------
 
 def loader(n=8*bs):
-    import albumentations as A,torch
-    from fastai.vision.all import Categorize,Datasets,ItemGetter,ItemTransform,IntToFloatTensor,Normalize,PILImage,ToTensor
-    from cifar_fast.all import cifar10_stats,cifar_dls,get_policy
+    import torch
+    from cifar_fast.all import cifar_dls,get_policy
+    import albumentations as A
     torch.set_num_threads(1)
-    ims = images(n)
-    compose = A.Compose(get_policy('assignment')[0], strict=True)
-
-    class Documented(ItemTransform):
-        "The transform of fastai's own Albumentations tutorial: PIL images in and out"
-        order = 2
-        def encodes(self, b): return (PILImage.create(compose(image=np.array(b[0]))['image']), *b[1:])
-
-    items = [(PILImage.create(x),int(y)) for x,y in zip(ims.train_x, ims.train_y)]
-    ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(n),range(bs)])
-    stock = ds.dataloaders(bs=bs, num_workers=0, device='cpu', after_item=[Documented(),ToTensor()],
-                           after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=False)])
-    ours = cifar_dls(ims, bs=bs, policy='assignment', device='cpu')
-
+    ims,compose = images(n),A.Compose(get_policy('assignment'), strict=True)
+    ours,stock = cifar_dls(ims, bs=bs, policy='assignment', device='cpu').train,stock_dls(ims, compose).train
     def bare():
         for x in ims.train_x: compose(image=x)
     def drain(dl):
         for b in dl: pass
-    rates = {'bare A.Compose': [], 'cifar_dls, 0 workers': [], 'fastai with PIL images': []}
+    ways = {'bare A.Compose': bare, 'cifar_dls, 0 workers': lambda: drain(ours), 'fastai with PIL images': lambda: drain(stock)}
+    rates = {k: [] for k in ways}
     for i in range(repeats+1):
-        for name,f in zip(rates, (bare, lambda: drain(ours.train), lambda: drain(stock.train))):
+        for name,f in ways.items():
             start = time.perf_counter()
             f()
             if i: rates[name].append(n/(time.perf_counter()-start))
@@ -58,7 +59,8 @@ def child(name, steps=3):
     "One contender: images per second over `steps` steps, after as many to warm up"
     import torch,torch.nn.functional as F
     from fastai.vision.all import Callback,CancelValidException,CrossEntropyLossFlat,Learner,SGD,accuracy
-    from cifar_fast.all import cifar_dls,cifar_learner,has_bf16,keep_freed_memory,resnet9
+    from cifar_fast.all import cifar_dls,cifar_learner,get_policy,has_bf16,keep_freed_memory,resnet9
+    import albumentations as A
     if name!='stock': keep_freed_memory()
     class TrainOnly(Callback):
         def before_validate(self): raise CancelValidException()
@@ -75,9 +77,9 @@ def child(name, steps=3):
                 opt.step()
                 opt.zero_grad()
     else:
-        dls = cifar_dls(images(steps*bs), bs=bs, device='cpu')
-        make = cifar_learner if name=='ours' else lambda d,m: Learner(d, m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
-        learn = make(dls, net)
+        ims = images(steps*bs)
+        if name=='ours': learn = cifar_learner(cifar_dls(ims, bs=bs, device='cpu'), net)
+        else: learn = Learner(stock_dls(ims, A.Compose(get_policy('assignment'))), net, loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
         def epoch():
             with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=TrainOnly())
     epoch()
