@@ -32,7 +32,7 @@ def _parse_args(text):
     try: return {k.arg: ast.literal_eval(k.value) for k in ast.parse(f'f({text})', mode='eval').body.keywords}
     except (SyntaxError,ValueError): raise CifarFastError(f'cannot read {text!r}: write NAME=VALUE,NAME=VALUE, such as width=16,scale=.125') from None
 
-# %% ../nbs/15_cli.ipynb #1ca0c10f
+# %% ../nbs/15_cli.ipynb #4b92dda9
 _shown = dict(test_accuracy='test accuracy, last epoch', test_loss='test loss, last epoch', valid_accuracy='validation accuracy, last epoch',
               best_valid_accuracy='validation accuracy, best epoch', best_epoch='best epoch, by validation', best_test_accuracy='test accuracy of that epoch',
               epochs='epochs', train_seconds='training time', images_per_second='training speed')
@@ -43,7 +43,7 @@ def _show(value, key):
     return {'train_seconds': f'{value:.0f} s', 'images_per_second': f'{value:.0f} images/s', 'test_loss': f'{value:.4f}'}.get(key, f'{value}')
 
 def print_results(
-    results:dict, # What `train` gave
+    results:dict, # What `train_recipe` gave
     run:Run       # Its run
 ):
     'Print the final figures and where the run is'
@@ -69,48 +69,47 @@ def _interruptible(out):
         else: print('\nstopped before the training began', file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/15_cli.ipynb #ab7a7f51
+# %% ../nbs/15_cli.ipynb #494dba17
 @call_parse
 def cifar_fast_train(
-    recipe:str=None,            # Recipe to follow; --list shows them (default: assignment)
-    data:str=None,              # cifar10, shapes10, a folder, or an archive
-    out:str=None,               # New folder for the run (default: runs/RECIPE-DATE-TIME)
-    epochs:int=None,            # Passes over the training images; the peak moves along
-    bs:int=None,                # Images a step
-    lr:float=None,              # Peak or first learning rate
-    lr_min:float=None,          # Where the one-cycle begins
-    lr_end:float=None,          # Where the one-cycle ends
-    peak_epoch:float=None,      # Epochs completed at the peak
-    wd:float=None,              # Weight decay
-    mom:float=None,             # Momentum
-    label_smoothing:float=None, # Share of the target spread over all classes
-    policy:str=None,            # Augmentation policy
-    model:str=None,             # Net: resnet9, resnet18 or dilated_net
-    model_args:str=None,        # Its arguments, such as width=16,scale=.125
-    size:int=None,              # Resize images to this many pixels a side
-    seed:int=0,                 # Decides initial weights, order and augmentation
-    precision:str='auto',       # auto, fp32 or bf16
-    workers:int=0,              # Processes that augment; 0: this one
-    valid:float=0.,             # Share of the training images kept for validation
-    resume:str=None,            # Folder of an interrupted run to continue as it was
-    quiet:bool=False,           # No progress bars, no row an epoch
-    list:bool=False,            # Show the recipes and leave
+    recipe:str=None,     # Recipe to follow; --list shows them (default: assignment)
+    data:str=None,       # cifar10, shapes10, a folder, or an archive
+    out:str=None,        # New folder for the run (default: runs/RECIPE-DATE-TIME)
+    epochs:int=None,     # Passes over the training images; the peak moves along
+    bs:int=None,         # Images a step
+    lr:float=None,       # Peak or first learning rate
+    lrmin:float=None,    # Where the one-cycle begins
+    lrend:float=None,    # Where the one-cycle ends
+    peak:float=None,     # Epochs completed at the peak
+    wd:float=None,       # Weight decay
+    mom:float=None,      # Momentum
+    smoothing:float=None,# Share of the target spread over all classes
+    policy:str=None,     # Augmentation policy
+    model:str=None,      # Net: resnet9, resnet18 or dilated_net
+    args:str=None,       # Its arguments, such as width=16,scale=.125
+    size:int=None,       # Resize images to this many pixels a side
+    seed:int=0,          # Decides initial weights, order and augmentation
+    precision:str='auto',# auto, fp32 or bf16
+    workers:int=0,       # Processes that augment; 0: this one
+    valid:float=0.,      # Share of the training images kept for validation
+    resume:str=None,     # Folder of an interrupted run to continue as it was
+    quiet:bool=False,    # No progress bars, no row an epoch
+    list:bool=False,     # Show the recipes and leave
 ):
     'Train a small-image classifier and leave a run folder'
     if list: return _list_recipes()
-    values = dict(data=data, epochs=epochs, bs=bs, lr=lr, lr_min=lr_min, lr_end=lr_end, peak_epoch=peak_epoch, wd=wd, mom=mom, label_smoothing=label_smoothing,
-                  policy=policy, model=model, model_args=model_args, size=size)
     if is_cli():
         keep_freed_memory()
         matplotlib.use('Agg')
     with _for_people('cifar_fast_train'):
+        values = dict(data=data, epochs=epochs, bs=bs, lr=lr, lr_min=lrmin, lr_end=lrend, peak_epoch=peak, wd=wd, mom=mom, label_smoothing=smoothing,
+                      policy=policy, model=model, model_args=_parse_args(args) if args else None, size=size)
         if resume:
-            given = [f'--{k}' for k,v in dict(values, recipe=recipe, out=out).items() if v is not None]
-            if given: raise CifarFastError(f'--resume continues a run as it was: leave out {", ".join(given)}')
+            given = [k for k,v in dict(values, recipe=recipe, out=out, seed=seed or None, valid=valid or None).items() if v is not None]
+            if given: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(given)}')
             with _interruptible(resume): results = resume_run(resume, quiet)
             return print_results(results, Run(resume))
-        if model_args: values['model_args'] = _parse_args(model_args)
         chosen = get_recipe(recipe or 'assignment').but(**values)
         out = out or f'runs/{chosen.name}-{time.strftime("%Y%m%d-%H%M%S")}'
-        with _interruptible(out): results = train(chosen, out, seed, precision, workers, valid, quiet)
+        with _interruptible(out): results = train_recipe(chosen, out, seed, precision, workers, valid, quiet)
         print_results(results, Run(out))

@@ -12,7 +12,7 @@ from fastcore.all import *
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'cifar10_classes', 'mean_fill', 'precisions', 'CifarFastError', 'choose', 'atomic_write', 'has_bf16',
-           'pick_precision', 'keep_freed_memory']
+           'pick_precision', 'keep_freed_memory', 'trim_memory']
 
 # %% ../nbs/00_core.ipynb #e724dfc7
 cifar10_stats = (.4914,.4822,.4465),(.2470,.2435,.2616)
@@ -85,10 +85,18 @@ def pick_precision(
     choose(precision, precisions, 'precision')
     return ('bf16' if has_bf16(device) else 'fp32') if precision=='auto' else precision
 
-# %% ../nbs/00_core.ipynb #dbfc96b5
+# %% ../nbs/00_core.ipynb #a01053c8
+def _libc(name):
+    "A function of the C library, or None where it is not glibc: macOS, Windows, musl"
+    try: return getattr(ctypes.CDLL(None), name)
+    except (AttributeError,OSError,TypeError): return
+
 def keep_freed_memory()->bool: # Whether this C library has the setting
     'Let glibc keep large freed blocks for the next allocation instead of returning them to the kernel'
     M_TRIM_THRESHOLD,M_MMAP_MAX = -1,-4  # from malloc.h
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError,OSError,TypeError): return False  # not glibc: macOS, Windows, musl
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31-1))
+    mallopt = _libc('mallopt')
+    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31-1))
+
+def trim_memory():
+    'Return all memory that is free at the moment to the kernel'
+    if trim := _libc('malloc_trim'): trim(0)

@@ -10,7 +10,7 @@ from fastai.basics import *
 # %% auto #0
 __all__ = ['plot_curves', 'plot_schedule']
 
-# %% ../nbs/12_interpret.ipynb #d24f6bbc
+# %% ../nbs/12_interpret.ipynb #f2214447
 def plot_curves(
     epochs:list,           # One dict an epoch: `learn.history.epochs`, or `run.read_table('history.csv')`
     axs=None,              # Two axes to draw on
@@ -28,7 +28,7 @@ def plot_curves(
         ax.grid(alpha=.3)
     return list(axs)
 
-# %% ../nbs/12_interpret.ipynb #c31bd7fb
+# %% ../nbs/12_interpret.ipynb #f7087f1d
 def plot_schedule(
     steps:list,              # One dict a step: `learn.history.steps`, or `run.read_table('steps.csv')`
     ax=None,                 # Axes to draw on

@@ -38,7 +38,7 @@ class ClassNumber(Categorize):
     'The number of a class, from the number or the name; decodes to the name'
     def encodes(self, o): return TensorCategory(int(o) if isinstance(o, (int,np.integer)) else self.vocab.o2i[o])
 
-# %% ../nbs/05_loaders.ipynb #e47c104a
+# %% ../nbs/05_loaders.ipynb #72016488
 class ImageItems(Datasets): 'fastai `Datasets` over `(array, class number)` pairs that are in their final form'
 
 class ImageDL(TfmdDL):
@@ -46,7 +46,7 @@ class ImageDL(TfmdDL):
     def randomize(self): self.rng = random.Random(random.getrandbits(64))
     def do_item(self, s):
         fs = self.after_item.fs
-        if not isinstance(self.dataset, ImageItems) or len(fs)!=1: return super().do_item(s)
+        if not isinstance(self.dataset, ImageItems) or [*map(type, fs)]!=[AlbumentationsTransform]: return super().do_item(s)
         x,y = self.dataset.tls[0].items[s or 0]
         return fs[0].augment_array(x, self.after_item.split_idx),y
     def create_batch(self, b):

@@ -19,7 +19,7 @@ from .runs import *
 from .interpret import *
 
 # %% auto #0
-__all__ = ['recipes', 'Recipe', 'get_recipe', 'recipe_learner', 'train', 'resume_run']
+__all__ = ['recipes', 'Recipe', 'get_recipe', 'recipe_learner', 'TrimMemory', 'train_recipe', 'resume_run']
 
 # %% ../nbs/13_recipes.ipynb #54a0f08b
 @dataclass(frozen=True)
@@ -142,10 +142,14 @@ def _figures(learn, run):
     learn.dls.train.show_batch(max_n=16, figsize=(8,8))
     save(plt.gcf(), 'batch.png')
 
-# %% ../nbs/13_recipes.ipynb #3f72297d
+# %% ../nbs/13_recipes.ipynb #4c0d217e
+class TrimMemory(Callback):
+    'Hand unused memory back once an epoch; see `keep_freed_memory`'
+    def after_epoch(self): trim_memory()
+
 def _fit(learn, run, recipe, quiet):
     'Train from where the run folder stands to the end'
-    learn.add_cb(Checkpoint(run, 'valid' if run.config['valid'] else 'test'))
+    learn.add_cbs([Checkpoint(run, 'valid' if run.config['valid'] else 'test'), TrimMemory()])
     done = learn.checkpoint.restore()
     with ContextManagers([learn.no_bar(), learn.no_logging()] if quiet else []):
         learn.fit_recipe(recipe, start_epoch=done)
@@ -155,7 +159,7 @@ def _fit(learn, run, recipe, quiet):
     with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
     return results
 
-def train(
+def train_recipe(
     recipe:Recipe,         # What to train
     out:str|Path,          # A new folder for the run
     seed:int=0,            # Decides the initial weights, the order of the images and their augmentation

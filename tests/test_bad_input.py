@@ -2,7 +2,7 @@
 import errno,json
 import pytest,torch
 from cifar_fast.core import CifarFastError
-from cifar_fast.recipes import get_recipe,train,resume_run
+from cifar_fast.recipes import get_recipe,train_recipe,resume_run
 
 @pytest.fixture(scope='module')
 def answers(folder, run_script, tmp_path_factory):
@@ -15,13 +15,13 @@ def answers(folder, run_script, tmp_path_factory):
     (d/'none'/'notes.txt').write_text('')
     (d/'other').mkdir()
     (d/'other'/'config.json').write_text('{}')
-    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--model_args','width=4','--quiet','--out']
+    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--args','width=4','--quiet','--out']
     calls = dict(
         recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'], precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],
-        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak_epoch',5], lr_negative=['--lr',-.1], lr_zero=['--lr',0],
-        lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--label_smoothing',2], valid=[*base,d/'v','--valid',1.5], model_args=['--model_args','width 4'],
-        model_arg=[*base,d/'m','--model_args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
+        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak',5], lr_negative=['--lr',-.1], lr_zero=['--lr',0],
+        lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--smoothing',2], valid=[*base,d/'v','--valid',1.5], model_args=['--args','width 4'],
+        model_arg=[*base,d/'m','--args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
         resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'], resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
         nan=[*base,d/'nan','--lr',1e30,'--epochs',3])
     return d,dict(zip(calls, run_script(*calls.values())))
@@ -30,7 +30,7 @@ def answers(folder, run_script, tmp_path_factory):
     recipe="did you mean 'assignment'?", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='at least 1', epochs='at least 1', peak='peak', lr_negative='learning rate',
     lr_zero='learning rate', lr_nan='learning rate', smoothing='label smoothing', valid='1.5', model_args='NAME=VALUE', model_arg='wide', kept='not empty',
-    other='another run', file='is a file', resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out --lr',
+    other='another run', file='is a file', resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out what sets its lr',
     nan='learning rate was').items())
 def test_one_line(answers, name, message):
     code,out,err = answers[1][name]
@@ -49,7 +49,7 @@ def test_nan_names_step_and_lr(answers):
 def begun(folder, tmp_path):
     "A run with a checkpoint and no results"
     r = get_recipe('demo').but(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
-    train(r, tmp_path/'run', quiet=True)
+    train_recipe(r, tmp_path/'run', quiet=True)
     (tmp_path/'run'/'results.json').unlink()
     return tmp_path/'run'
 
@@ -86,6 +86,6 @@ def test_full_disk(begun, folder, tmp_path, monkeypatch):
     before = (begun/'checkpoint.pt').read_bytes()
     monkeypatch.setattr(torch, 'save', full)
     r = get_recipe('demo').but(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
-    with pytest.raises(CifarFastError, match='No space left on device'): train(r, tmp_path/'full', quiet=True)
+    with pytest.raises(CifarFastError, match='No space left on device'): train_recipe(r, tmp_path/'full', quiet=True)
     assert not (tmp_path/'full'/'checkpoint.pt').exists() and not list((tmp_path/'full').glob('.*'))
     assert (begun/'checkpoint.pt').read_bytes()==before

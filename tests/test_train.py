@@ -5,7 +5,7 @@ import numpy as np,pytest,torch
 from safetensors.torch import load_file
 
 script = Path(sys.executable).parent/'cifar_fast_train'
-small = ['--epochs','4','--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--size','16']
+small = ['--epochs','4','--bs','16','--policy','flip_crop','--args','width=4,dropout=.1','--lr','.05','--size','16']
 
 def weights(run): return load_file(Path(run)/'model.safetensors')
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
