@@ -4,6 +4,7 @@ import numpy as np,pytest
 from PIL import Image
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ['OMP_NUM_THREADS'] = '1'  # nets this small are no faster with more, and much slower where others compute
 
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
