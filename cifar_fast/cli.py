@@ -26,21 +26,28 @@ def _for_people(script):
         print(f'{script}: {e}', file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/15_cli.ipynb #1d30ec16
+# %% ../nbs/15_cli.ipynb #131c2ad6
 def _parse_args(text):
     "`'width=16,scale=.125'` as a dict"
-    try: return {k.arg: ast.literal_eval(k.value) for k in ast.parse(f'f({text})', mode='eval').body.keywords}
-    except (SyntaxError,ValueError): raise CifarFastError(f'cannot read {text!r}: write NAME=VALUE,NAME=VALUE, such as width=16,scale=.125') from None
+    try:
+        call = ast.parse(f'f({text})', mode='eval').body
+        if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords): raise ValueError
+        return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError,ValueError):
+        raise CifarFastError(f'cannot read {text!r}: write NAME=VALUE,NAME=VALUE, such as width=16,scale=.125') from None
 
-# %% ../nbs/15_cli.ipynb #4b92dda9
+# %% ../nbs/15_cli.ipynb #232d14f6
 _shown = dict(test_accuracy='test accuracy, last epoch', test_loss='test loss, last epoch', valid_accuracy='validation accuracy, last epoch',
-              best_valid_accuracy='validation accuracy, best epoch', best_epoch='best epoch, by validation', best_test_accuracy='test accuracy of that epoch',
-              epochs='epochs', train_seconds='training time', images_per_second='training speed')
+              best_valid_accuracy='validation accuracy, best epoch', best_epoch='best epoch, by validation',
+              best_test_accuracy='test accuracy of that epoch', epochs='epochs', train_seconds='training time',
+              images_per_second='training speed')
+
+_units = dict(train_seconds=' s', images_per_second=' images/s')
 
 def _show(value, key):
     'A figure as a person would write it'
     if key.endswith('accuracy'): return f'{value:.2%}'
-    return {'train_seconds': f'{value:.0f} s', 'images_per_second': f'{value:.0f} images/s', 'test_loss': f'{value:.4f}'}.get(key, f'{value}')
+    return format(value, dict(train_seconds='.0f', images_per_second='.0f', test_loss='.4f').get(key, '')) + _units.get(key, '')
 
 def print_results(
     results:dict, # What `train_recipe` gave
@@ -54,10 +61,11 @@ def print_results(
     width = max(len(a) for a,_ in rows)
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
-# %% ../nbs/15_cli.ipynb #8abf41b4
+# %% ../nbs/15_cli.ipynb #f0f975c0
 def _list_recipes():
     'Print the recipes, two lines each'
-    for r in recipes.values(): print(f'{r.name:<12}{r.data}, {r.model}, {r.epochs} epochs, batch {r.bs}, {r.schedule} {r.lr:g}\n{"":<12}{r.about}')
+    for r in recipes.values():
+        print(f'{r.name:<12}{r.data}, {r.model}, {r.epochs} epochs, batch {r.bs}, {r.schedule} {r.lr:g}\n{"":<12}{r.about}')
 
 @contextmanager
 def _interruptible(out):
@@ -65,11 +73,12 @@ def _interruptible(out):
     try: yield
     except KeyboardInterrupt:
         if not is_cli(): raise
-        if (Path(out)/'config.json').exists(): print(f'\nstopped. To go on after the last whole epoch: cifar_fast_train --resume {out}', file=sys.stderr)
-        else: print('\nstopped before the training began', file=sys.stderr)
+        begun = (Path(out)/'config.json').exists()
+        how = f'. To go on after the last whole epoch: cifar_fast_train --resume {out}' if begun else ' before the training began'
+        print(f'\nstopped{how}', file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/15_cli.ipynb #494dba17
+# %% ../nbs/15_cli.ipynb #0cdbf3e8
 @call_parse
 def cifar_fast_train(
     recipe:str=None,     # Recipe to follow; --list shows them (default: assignment)
@@ -102,8 +111,8 @@ def cifar_fast_train(
         keep_freed_memory()
         matplotlib.use('Agg')
     with _for_people('cifar_fast_train'):
-        values = dict(data=data, epochs=epochs, bs=bs, lr=lr, lr_min=lrmin, lr_end=lrend, peak_epoch=peak, wd=wd, mom=mom, label_smoothing=smoothing,
-                      policy=policy, model=model, model_args=_parse_args(args) if args else None, size=size)
+        values = dict(data=data, epochs=epochs, bs=bs, lr=lr, lr_min=lrmin, lr_end=lrend, peak_epoch=peak, wd=wd, mom=mom,
+                      label_smoothing=smoothing, policy=policy, model=model, model_args=_parse_args(args) if args else None, size=size)
         if resume:
             given = [k for k,v in dict(values, recipe=recipe, out=out, seed=seed or None, valid=valid or None).items() if v is not None]
             if given: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(given)}')

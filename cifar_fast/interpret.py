@@ -28,7 +28,7 @@ def plot_curves(
         ax.grid(alpha=.3)
     return list(axs)
 
-# %% ../nbs/12_interpret.ipynb #f7087f1d
+# %% ../nbs/12_interpret.ipynb #d05a44b5
 def plot_schedule(
     steps:list,              # One dict a step: `learn.history.steps`, or `run.read_table('steps.csv')`
     ax=None,                 # Axes to draw on
@@ -38,7 +38,7 @@ def plot_schedule(
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     x,lrs,moms = zip(*[(s['epoch'],s['lr'],s['mom']) for s in steps])
     ax.plot(x, lrs, label='learning rate')
-    ax.set(xlabel='epochs completed', ylabel='learning rate', title=f'{len(steps)} steps, peak {max(lrs):.4g} at epoch {x[int(np.argmax(lrs))]:.2f}')
+    ax.set(xlabel='epochs completed', ylabel='learning rate', title=f'{len(lrs)} steps, peak {max(lrs):.4g} at epoch {x[np.argmax(lrs)]:.2f}')
     ax.grid(alpha=.3)
     if None not in moms and max(moms)>min(moms):
         twin = ax.twinx()

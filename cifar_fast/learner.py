@@ -50,7 +50,7 @@ def sgd(
     "PyTorch's SGD as a fastai optimizer"
     return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0)
 
-# %% ../nbs/09_learner.ipynb #01e6f077
+# %% ../nbs/09_learner.ipynb #572fbcf3
 class History(Callback):
     'Keep a row per epoch (losses and accuracies averaged over all samples, times) and the hyper-parameters and loss of every step'
     order,remove_on_fetch,run_valid = Recorder.order+1,True,False
@@ -81,8 +81,8 @@ class History(Callback):
         if not self.trained: return
         loss,hyper,n = self.loss.detach(),self.opt.hypers[-1],len(self.yb[0])
         if not math.isfinite(float(self.recorder.smooth_loss.val)):
-            raise CifarFastError(f'the loss became {float(loss)} at step {len(self.steps)+1} (epoch {self.epoch+1}), where the learning rate was '
-                                 f'{hyper["lr"]:.4g}: try a lower peak, or a longer warm-up')
+            raise CifarFastError(f'the loss became {float(loss)} at step {len(self.steps)+1} (epoch {self.epoch+1}), where the learning '
+                                 f'rate was {hyper["lr"]:.4g}: try a lower peak, or a longer warm-up')
         self.loss_sum,self.n = self.loss_sum + loss*n, self.n + n
         self.correct = self.correct + (self.pred.detach().argmax(-1)==self.yb[0]).sum()
         self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=loss))
@@ -105,7 +105,7 @@ class History(Callback):
                                 train_accuracy=float(self.correct)/self.n, **valid, train_s=self.train_s,
                                 valid_s=time.perf_counter()-self.start-self.train_s))
 
-# %% ../nbs/09_learner.ipynb #6545ca67
+# %% ../nbs/09_learner.ipynb #d7ae987d
 @delegates(Learner.__init__)
 def cifar_learner(
     dls:DataLoaders,            # Training and validation or test data, such as `cifar_dls` gives
@@ -124,5 +124,5 @@ def cifar_learner(
     if not 0<=label_smoothing<1: raise CifarFastError(f'label smoothing is a share from 0 to below 1, got {label_smoothing}')
     precision = pick_precision(precision, getattr(dls,'device',None) or 'cpu')
     our_cbs = [History(), ChannelsLast()] + ([Autocast(precisions[precision])] if precision!='fp32' else [])
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=label_smoothing), metrics=metrics, moms=(mom,)*3, cbs=our_cbs+L(cbs), wd=wd,
-                   opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), **kwargs)
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=label_smoothing), metrics=metrics, cbs=our_cbs+L(cbs),
+                   opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), wd=wd, moms=(mom,)*3, **kwargs)

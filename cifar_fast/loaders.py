@@ -55,7 +55,7 @@ class ImageDL(TfmdDL):
         return TensorImage(torch.from_numpy(np.stack(xs)).permute(0,3,1,2)),TensorCategory(ys)
     def retain(self, res, b): return res
 
-# %% ../nbs/05_loaders.ipynb #8a008cdc
+# %% ../nbs/05_loaders.ipynb #359d18b2
 def cifar_dls(
     source:str|Path|ImageArrays='cifar10', # What `load_images` takes, or what it gave
     bs:int=512,                  # Images in a batch
@@ -76,7 +76,8 @@ def cifar_dls(
     h,w = ims.train_x.shape[1:3]
     if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
     mean,std = image_stats(ims.train_x)
-    ds = ImageItems(items, [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]], splits=[o.tolist() for o in parts])
+    tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
+    ds = ImageItems(items, tfms, splits=[o.tolist() for o in parts])
     aug = AlbumentationsTransform(get_policy(policy, h, fill=tuple(round(255*m) for m in mean)))
-    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=ImageDL, num_workers=workers, device=device or default_device(), after_item=[aug],
-                          after_batch=[IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
+    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=ImageDL, num_workers=workers, device=device or default_device(),
+                          after_item=[aug], after_batch=[IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])

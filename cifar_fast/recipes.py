@@ -67,14 +67,14 @@ def check(self:Recipe):
     if not 0<self.lr<math.inf: raise CifarFastError(f'the learning rate must be above 0, got {self.lr}')
     if self.schedule=='linear_one_cycle': linear_one_cycle(self.epochs, self.lr, self.lr_min, self.peak_epoch, self.lr_end)
 
-# %% ../nbs/13_recipes.ipynb #31421432
+# %% ../nbs/13_recipes.ipynb #b7b4921e
 recipes = {r.name: r for r in [
     Recipe('assignment', 'The assignment that the published ResNet-9 systems answer: 24 epochs, peak at epoch 5, no annihilation; '
            'learning rate and weight decay as in 003, whose range test found them', lr=.0444, wd=5e-3),
     Recipe('dawn10', "Ten epochs in the manner of cifar10-fast's dawn.py: logits scaled by 1/8, from 0 to 0.4 and down to 0",
            model_args=dict(scale=.125), epochs=10, lr=.4, lr_min=0., lr_end=0., peak_epoch=10*5/24),
-    Recipe('demo', 'A narrow ResNet-9 on the embedded shapes: a minute or two on two CPU cores', data='shapes10', model_args=dict(width=16, scale=.125),
-           epochs=6, bs=128, lr=.2, lr_min=0., lr_end=0., peak_epoch=2.),
+    Recipe('demo', 'A narrow ResNet-9 on the embedded shapes: a minute on two CPU cores', data='shapes10',
+           model_args=dict(width=16, scale=.125), epochs=6, bs=128, lr=.2, lr_min=0., lr_end=0., peak_epoch=2.),
 ]}
 
 def get_recipe(
@@ -83,14 +83,15 @@ def get_recipe(
     'The recipe called `name`'
     return choose(name, recipes, 'recipe')
 
-# %% ../nbs/13_recipes.ipynb #1b0b9914
+# %% ../nbs/13_recipes.ipynb #15b0730e
 def _config(recipe, seed, precision, workers, valid, images):
     'All that a run folder says about how it came to be'
     dev = default_device()
     device = torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{platform.machine()} {dev.type}, {torch.get_num_threads()} threads'
     libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy']
     return dict(recipe=dataclasses.asdict(recipe), seed=seed, precision=pick_precision(precision, dev), workers=workers, valid=valid,
-                data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y), classes=images.vocab),
+                data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y),
+                          classes=images.vocab),
                 device=device, python=platform.python_version(), versions={o: version(o) for o in libs})
 
 # %% ../nbs/13_recipes.ipynb #12e0b190
@@ -142,7 +143,7 @@ def _figures(learn, run):
     learn.dls.train.show_batch(max_n=16, figsize=(8,8))
     save(plt.gcf(), 'batch.png')
 
-# %% ../nbs/13_recipes.ipynb #4c0d217e
+# %% ../nbs/13_recipes.ipynb #3a4e752e
 class TrimMemory(Callback):
     'Hand unused memory back once an epoch; see `keep_freed_memory`'
     def after_epoch(self): trim_memory()
@@ -189,5 +190,6 @@ def resume_run(
         recipe,was,args = Recipe(**c['recipe']),c['data']['fingerprint'],[c[k] for k in ('seed','precision','workers','valid')]
     except (KeyError,TypeError) as e: raise CifarFastError(f'{path} was written by another version of cifar_fast: {e}') from None
     images = load_images(recipe.data, recipe.size)
-    if images.fingerprint!=was: raise CifarFastError(f'{recipe.data} is not what it was when {path} began (fingerprint {images.fingerprint}, was {was})')
+    if images.fingerprint!=was:
+        raise CifarFastError(f'{recipe.data} is not what it was when {path} began (fingerprint {images.fingerprint}, was {was})')
     return _fit(recipe_learner(recipe, images, *args), run, recipe, quiet)

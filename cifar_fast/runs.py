@@ -24,12 +24,13 @@ def save_weights(
     "Write `model`'s parameters and buffers"
     with atomic_write(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, tmp)
 
-# %% ../nbs/10_runs.ipynb #7e528658
+# %% ../nbs/10_runs.ipynb #f280ed02
 def _fit_state(model, state, path):
     "Copy `state` into `model`, or say why it is another model's"
     own = model.state_dict()
     wrong = [k for k in own.keys()|state.keys() if k not in own or k not in state or own[k].shape!=state[k].shape]
-    if wrong: raise CifarFastError(f'{path} holds the weights of another model: {len(wrong)} of {len(own)} tensors differ, such as {min(wrong)!r}')
+    if wrong: raise CifarFastError(f'{path} holds the weights of another model: {len(wrong)} of {len(own)} tensors differ, '
+                                   f'such as {min(wrong)!r}')
     model.load_state_dict(state)
 
 def load_weights(
@@ -43,7 +44,7 @@ def load_weights(
     _fit_state(model, state, path)
     return model
 
-# %% ../nbs/10_runs.ipynb #26bdf15a
+# %% ../nbs/10_runs.ipynb #75b7d396
 def check_free(
     path:str|Path # Where a new run is to be
 )->Path: # `path`
@@ -51,7 +52,8 @@ def check_free(
     path = Path(path)
     if path.exists() and not path.is_dir(): raise CifarFastError(f'{path} is a file: choose a folder for the run with --out')
     if path.is_dir() and any(path.iterdir()):
-        what = 'holds another run: continue it with --resume' if (path/'config.json').exists() else 'is not empty, and nothing is overwritten: empty it'
+        is_run = (path/'config.json').exists()
+        what = 'holds another run: continue it with --resume' if is_run else 'is not empty, and nothing is overwritten: empty it'
         raise CifarFastError(f'{path} {what}, or choose another folder with --out')
     return path
 
@@ -109,13 +111,13 @@ def random_states()->dict: # Containers, numbers and tensors; `set_random_states
     kind,keys,*rest = states['numpy_state']
     return dict(states, numpy_state=(kind, keys.tolist(), *rest))
 
-# %% ../nbs/10_runs.ipynb #da1dc9e6
+# %% ../nbs/10_runs.ipynb #a3071dcc
 class Checkpoint(Callback):
     'After each epoch, write the run folder: best weights, checkpoint, tables'
     order,remove_on_fetch,run_valid = SaveModelCallback.order+1,True,False
     def __init__(self,
-        folder:Run,           # Where to
-        held_out:str='test'   # What each epoch is measured on: 'valid', and then the best epoch's weights are kept, or 'test', by which nothing is chosen
+        folder:Run,         # Where to
+        held_out:str='test' # What each epoch is measured on: 'valid' keeps the best epoch's weights, by 'test' nothing is chosen
     ): store_attr()
 
     def table(self):
@@ -146,6 +148,7 @@ class Checkpoint(Callback):
         try: c = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as e: raise CifarFastError(f'{path} is damaged ({type(e).__name__}): start anew with another --out') from e
         _fit_state(self.model, c['model'], path)
+        self.model.to(self.dls.device)  # before the optimizer's state, which goes where the parameters are
         self.learn.create_opt()
         self.opt.load_state_dict(c['opt'])
         self.history.epochs,self.history.steps,self.history.resumed = c['epochs'],c['steps'],True

@@ -55,7 +55,7 @@ def loader(n=8*bs):
 
 # --- the learner against stock fastai and a loop written by hand ----------------------------------------------------
 
-def child(name, steps=3):
+def child(name, steps=2):
     "One contender: images per second over `steps` steps, after as many to warm up"
     import torch,torch.nn.functional as F
     from fastai.vision.all import Callback,CancelValidException,CrossEntropyLossFlat,Learner,SGD,accuracy
@@ -89,7 +89,7 @@ def child(name, steps=3):
 
 def learner():
     rates = {'loop by hand': [], 'cifar_learner': [], 'stock fastai, fp32': []}
-    for i in range(3):
+    for i in range(2):
         for name,arg in zip(rates, ('loop','ours','stock')):
             out = subprocess.run([sys.executable,__file__,'child',arg], check=True, capture_output=True, text=True).stdout
             rates[name].append(float(out.split()[-1]))

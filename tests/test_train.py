@@ -1,8 +1,9 @@
 "`cifar_fast_train` as its user meets it: what it leaves, what it repeats, what it survives"
-import csv,json,os,signal,subprocess,sys,time
+import csv,json,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import numpy as np,pytest,torch
 from safetensors.torch import load_file
+from cifar_fast.recipes import recipes,resume_run
 
 script = Path(sys.executable).parent/'cifar_fast_train'
 small = ['--epochs','4','--bs','16','--policy','flip_crop','--args','width=4,dropout=.1','--lr','.05','--size','16']
@@ -52,7 +53,6 @@ def test_workers_repeat(runs):
     assert same(weights(d/'workers0'), weights(d/'workers1')) and not same(weights(d/'workers0'), weights(d/'a'))
 
 def test_list(runs):
-    from cifar_fast.recipes import recipes
     out = runs[1][-1][1]
     assert all(name in out for name in recipes)
 
@@ -77,6 +77,15 @@ def long(folder, run_script, tmp_path_factory):
     args = ['--data',folder,*small,'--epochs','30','--quiet','--out']
     assert run_script([*args,out])[0][0]==0
     return out,args
+
+def test_killed_before_its_results(runs, tmp_path):
+    "All epochs done, but the process died before it wrote the results: resuming writes them"
+    whole,out = runs[0]/'valid',tmp_path/'run'
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns('results.json','model.safetensors','*.png'))
+    resume_run(out, quiet=True)
+    assert same(weights(out), weights(whole)) and (out/'curves.png').exists()
+    a,b = (json.loads((o/'results.json').read_text()) for o in (out,whole))
+    assert a==b
 
 def start_and_signal(args, out, epochs, sig):
     "Start a run, and send it `sig` once it has recorded that many epochs"
