@@ -50,7 +50,7 @@ def sgd(
     "PyTorch's SGD as a fastai optimizer"
     return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0)
 
-# %% ../nbs/09_learner.ipynb #572fbcf3
+# %% ../nbs/09_learner.ipynb #70ba07e8
 class History(Callback):
     'Keep a row per epoch (losses and accuracies averaged over all samples, times) and the hyper-parameters and loss of every step'
     order,remove_on_fetch,run_valid = Recorder.order+1,True,False
@@ -69,6 +69,10 @@ class History(Callback):
         row = self.epochs[self.epoch]
         self.recorder.log += [row[k] for k in ('train_loss','valid_loss','valid_accuracy')]
         self.recorder.start_epoch -= row['train_s']+row['valid_s']
+
+    def after_fit(self):
+        'What was to be continued has been'
+        self.resumed = False
 
     def before_train(self):
         'Start the sums of the epoch'
