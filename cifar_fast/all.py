@@ -9,6 +9,14 @@ from cifar_fast.summary import *
 from cifar_fast.schedule import *
 from cifar_fast.learner import *
 from cifar_fast.runs import *
+from cifar_fast.range_test import *
+from cifar_fast.gradcam import *
+from cifar_fast.truth import *
 from cifar_fast.interpret import *
+from cifar_fast.gallery import *
+from cifar_fast.gifs import *
 from cifar_fast.recipes import *
+from cifar_fast.report import *
+from cifar_fast.explain import *
+from cifar_fast.export import *
 from cifar_fast.cli import *

@@ -1,4 +1,4 @@
-"""Images per second, side by side: `python tests/bench.py loader` and `python tests/bench.py learner`
+"""Images per second, side by side: `python tests/bench.py loader`, `python tests/bench.py learner` and `python tests/bench.py gradcam`
 
 A benchmark, not a test: run it on an idle machine. Every contender of `learner` runs in a process of its own, in turn, so that none warms another's caches."""
 import os,platform,statistics,subprocess,sys,time
@@ -55,7 +55,7 @@ def loader(n=8*bs):
 
 # --- the learner against stock fastai and a loop written by hand ----------------------------------------------------
 
-def child(name, steps=2):
+def child(name, steps=4):
     "One contender: images per second over `steps` steps, after as many to warm up"
     import torch,torch.nn.functional as F
     from fastai.vision.all import Callback,CancelValidException,CrossEntropyLossFlat,Learner,SGD,accuracy
@@ -96,4 +96,25 @@ def learner():
     from cifar_fast.core import pick_precision
     show(f'Training steps of ResNet-9, batch {bs}, precision {pick_precision("auto")}', rates, 'stock fastai, fp32')
 
-if __name__=='__main__': dict(loader=loader, learner=learner, child=child)[sys.argv[1]](*sys.argv[2:])
+# --- Grad-CAM against the grad-cam package --------------------------------------------------------------------------
+
+def gradcam(n=64):
+    import torch
+    from cifar_fast.all import cam_layers,grad_cam,resnet9
+    from pytorch_grad_cam import GradCAM
+    torch.manual_seed(0)
+    net,x = resnet9().eval(),torch.randn(n,3,32,32).to(memory_format=torch.channels_last)  # as image_batch gives them
+    def package(layers):
+        for k in layers:
+            with GradCAM(model=net, target_layers=[net.get_submodule(k)]) as cam: cam(input_tensor=x, targets=None)
+    for layers in (['res2'],cam_layers(net, x)):
+        ways = {'grad_cam': lambda: grad_cam(net, x, layers), 'the package grad-cam': lambda: package(layers)}
+        rates = {k: [] for k in ways}
+        for i in range(repeats+1):
+            for name,f in ways.items():
+                start = time.perf_counter()
+                f()
+                if i: rates[name].append(n/(time.perf_counter()-start))
+        show(f"Grad-CAM of {n} images by ResNet-9 at {', '.join(layers)}; fp32, threads: {torch.get_num_threads()}", rates, 'the package grad-cam')
+
+if __name__=='__main__': dict(loader=loader, learner=learner, gradcam=gradcam, child=child)[sys.argv[1]](*sys.argv[2:])

@@ -26,7 +26,7 @@ def folder(tmp_path_factory): return draw_folder(tmp_path_factory.mktemp('images
 
 @pytest.fixture(scope='session')
 def run_script():
-    "Run `cifar_fast_train` as a user does, several times in one process: (exit code, stdout, stderr) of each argument list"
+    "Run scripts as a user does, several in one process: (exit code, stdout, stderr) of each argument list; see drive.py"
     def _run(*argvs, **env):
         p = subprocess.run([sys.executable, Path(__file__).parent/'drive.py'], input=json.dumps([list(map(str, a)) for a in argvs]), text=True,
                            capture_output=True, env=dict(os.environ, **env))

@@ -15,7 +15,7 @@ def answers(folder, run_script, tmp_path_factory):
     (d/'none'/'notes.txt').write_text('')
     (d/'other').mkdir()
     (d/'other'/'config.json').write_text('{}')
-    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--args','width=4','--quiet','--out']
+    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--args','width=4','--quiet','--noreport','--out']
     calls = dict(
         recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'], precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from cifar_fast.recipes import recipes,resume_run
 
 script = Path(sys.executable).parent/'cifar_fast_train'
-small = ['--epochs','4','--bs','16','--policy','flip_crop','--args','width=4,dropout=.1','--lr','.05','--size','16']
+small = ['--epochs','4','--bs','16','--policy','flip_crop','--args','width=4,dropout=.1','--lr','.05','--size','16','--noreport']
 
 def weights(run): return load_file(Path(run)/'model.safetensors')
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -25,7 +25,7 @@ def runs(folder, run_script, tmp_path_factory):
 
 def test_run_folder(runs):
     d,res = runs
-    assert {p.name for p in (d/'a').iterdir()}=={'config.json','history.csv','steps.csv','checkpoint.pt','model.safetensors','results.json','curves.png','schedule.png','batch.png'}
+    assert {p.name for p in (d/'a').iterdir()}=={'config.json','history.csv','steps.csv','checkpoint.pt','model.safetensors','predictions.safetensors','results.json','curves.png','schedule.png','batch.png'}
     c = json.loads((d/'a'/'config.json').read_text())
     assert c['recipe']['lr']==.05 and c['recipe']['model_args']==dict(width=4, dropout=.1) and c['data']['classes']==['ant','bee','cat']
     assert c['versions']['torch']==torch.__version__.split('+')[0]
@@ -102,7 +102,7 @@ def start_and_signal(args, out, epochs, sig):
 
 def check_resumed(out, whole):
     "Continue `out` and compare it with the undisturbed run"
-    r = subprocess.run([script,'--resume',out], capture_output=True, text=True)
+    r = subprocess.run([script,'--resume',out,'--noreport'], capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     assert same(weights(out), weights(whole))
     assert rows(out/'steps.csv')==rows(whole/'steps.csv')

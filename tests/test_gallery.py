@@ -1,0 +1,139 @@
+"Pictures of single images and GIFs: what a person can mend gets one line, and looking at a net does not change it"
+import random
+from dataclasses import replace
+import matplotlib.pyplot as plt,numpy as np,pytest,torch
+from PIL import Image
+from fastai.basics import set_seed
+import cifar_fast.gallery as gallery
+from cifar_fast.all import *
+
+def train(ims, policy='flip_crop', **kwargs):
+    set_seed(0)
+    learn = cifar_learner(cifar_dls(ims, bs=16, policy=policy, device='cpu'), resnet9(len(ims.vocab), width=4, dropout=.1), precision='fp32')
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, .05, **kwargs)
+    return learn
+
+@pytest.fixture(scope='module')
+def ims(folder): return load_images(folder)
+
+@pytest.fixture(scope='module')
+def learn(ims): return train(ims)
+
+@pytest.fixture(scope='module')
+def preds(ims):
+    "Eight mistakes among 24"
+    wrong = (ims.test_y + (np.arange(24)%3==0)) % 3
+    return Predictions(np.eye(3)[wrong]*np.linspace(1, 4, 24)[:,None], ims.test_y, ims.vocab, ims.test_x)
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close('all')
+
+figures = dict(plot_mistakes=lambda p,l: plot_mistakes(p), plot_hits=lambda p,l: plot_hits(p), plot_cam_mistakes=lambda p,l: plot_cam_mistakes(p, l),
+               plot_cam_layers=lambda p,l: plot_cam_layers(p, l), plot_cam_pairs=lambda p,l: plot_cam_pairs(p, l, 25),
+               plot_cam_classes=lambda p,l: plot_cam_classes(p, l, 0))
+
+@pytest.mark.parametrize('name,count', dict(plot_mistakes=8, plot_hits=16, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
+def test_draws_what_there_is(preds, learn, name, count):
+    "Fewer mistakes than asked for are no error"
+    assert len(figures[name](preds, learn))==count
+
+@pytest.mark.parametrize('name', [k for k in figures if 'cam' in k])
+def test_one_batch(preds, learn, name, monkeypatch):
+    "All the maps of a figure come from one call"
+    calls = []
+    monkeypatch.setattr(gallery, 'grad_cam', lambda *args: calls.append(args) or grad_cam(*args))
+    figures[name](preds, learn)
+    assert len(calls)==1
+
+@pytest.mark.parametrize('name', ['plot_mistakes','plot_cam_mistakes','plot_cam_layers','plot_cam_pairs'])
+def test_no_mistakes(ims, learn, name):
+    perfect = Predictions(np.eye(3)[ims.test_y], ims.test_y, ims.vocab, ims.test_x)
+    with pytest.raises(CifarFastError, match='no misclassified image among 24'): figures[name](perfect, learn)
+
+@pytest.mark.parametrize('name', figures)
+def test_no_images(preds, learn, name):
+    with pytest.raises(CifarFastError, match='have no images'): figures[name](Predictions(preds.logits, preds.targs, preds.vocab), learn)
+
+@pytest.mark.parametrize('draw', [plot_cam_mistakes,plot_cam_layers,plot_cam_pairs])
+@pytest.mark.parametrize('layer,message', [('res3', "did you mean 'res2'"), (99, 'numbered from 0'), ('fc', 'choose from')])
+def test_unknown_layer(preds, learn, draw, layer, message):
+    with pytest.raises(CifarFastError, match=message): draw(preds, learn, **{'layers' if draw is plot_cam_layers else 'layer': layer})
+
+@pytest.mark.parametrize('call,message', [
+    (lambda i,l: plot_classes(i.test_x[:0], [], i.vocab), 'selection is empty'),
+    (lambda i,l: plot_classes(i.test_x, i.test_y+1, i.vocab), 'class 3 is out of range'),
+    (lambda i,l: plot_classes(i.test_x, i.test_y[:5], i.vocab), '24 images, but 5 labels'),
+    (lambda i,l: plot_classes(i.test_x, i.test_y, i.vocab, n=0), 'choose 1 or more'),
+    (lambda i,l: plot_cam_compare(l, l, i.test_x[:0], []), 'selection is empty'),
+    (lambda i,l: plot_cam_compare(l, l, i.test_x, i.test_y-1), 'class -1 is out of range'),
+    (lambda i,l: plot_cam_compare(l, l, i.test_x, i.test_y, layer='res3'), "did you mean 'res2'"),
+    (lambda i,l: cam_overlay(i.test_x[0], np.zeros((8,8))), 'do not fit')])
+def test_bad_selection(ims, learn, call, message):
+    with pytest.raises(CifarFastError, match=message): call(ims, learn)
+
+@pytest.mark.parametrize('idx', [-1,24])
+def test_no_such_image(preds, learn, idx):
+    with pytest.raises(CifarFastError, match=f'image {idx} is out of range'): plot_cam_classes(preds, learn, idx)
+
+def test_nets_of_other_classes(ims, learn):
+    other = train(replace(ims, vocab=['x','y','z']))
+    with pytest.raises(CifarFastError, match='different classes'): plot_cam_compare(learn, other, ims.test_x, ims.test_y)
+
+def test_compare(ims, learn):
+    images,a,b = plot_cam_compare(learn, learn, ims.test_x, ims.test_y)
+    assert [ax.get_title() for ax in images]==ims.vocab and [ax.get_title() for ax in a]==[ax.get_title() for ax in b]
+
+def state(learn):
+    tensors = [t.tolist() for t in (*learn.model.state_dict().values(), torch.get_rng_state())]
+    return tensors,[m.training for m in learn.model.modules()],[p.grad is None for p in learn.model.parameters()],random.getstate(),str(np.random.get_state())
+
+def test_drawing_changes_nothing(ims, preds, learn):
+    learn.model.train()
+    learn.model.prep.eval()
+    before = state(learn)
+    for draw in figures.values(): draw(preds, learn)
+    plot_cam_compare(learn, learn, ims.test_x, ims.test_y)
+    assert state(learn)==before
+
+def test_film_changes_nothing(ims, tmp_path):
+    "Weights, random states and history are those of a training that nobody watched; one frame an epoch"
+    def outcome(**kwargs):
+        learn = train(ims, 'assignment', **kwargs)
+        return state(learn),[{k: v for k,v in r.items() if not k.endswith('_s')} for r in learn.history.epochs]
+    assert outcome()==outcome(cbs=CamGif(tmp_path/'a.gif'))
+    with Image.open(tmp_path/'a.gif') as im: assert (im.n_frames,im.info['loop'],im.info['duration'])==(2,0,400)
+
+def test_film_begins_where_training_does(ims, tmp_path):
+    film = CamGif(tmp_path/'a.gif')
+    train(ims, start_epoch=1, cbs=film)
+    assert len(film.frames)==1 and film.titles[0].startswith('epoch 2 of 2')
+
+def test_no_film_of_a_search(ims, learn, tmp_path):
+    film = CamGif(tmp_path/'a.gif')
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(film): learn.lr_find(num_it=20, show_plot=False)
+    assert not (tmp_path/'a.gif').exists()
+
+@pytest.mark.parametrize('kwargs,message', [(dict(layer='res3'), "did you mean 'res2'"), (dict(images=np.zeros((2,8,8,3), np.uint8)), 'do not fit')])
+def test_film_fails_before_the_first_step(ims, tmp_path, kwargs, message):
+    with pytest.raises(CifarFastError, match=message): train(ims, cbs=CamGif(tmp_path/'a.gif', **kwargs))
+    assert not (tmp_path/'a.gif').exists()
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(frames=[]), 'at least one frame'), (dict(titles=['a']), '2 frames, but 1 titles'), (dict(ms=1), '1 ms'), (dict(scale=0), 'scale is 0'),
+    (dict(frames=[np.zeros((4,4,3))]), 'frame 0 is float64'), (dict(frames=[np.zeros((s,4,3), np.uint8) for s in (4,5)]), 'frame 1 is uint8')])
+def test_bad_gif(tmp_path, kwargs, message):
+    with pytest.raises(CifarFastError, match=message): write_gif(tmp_path/'a.gif', **{**dict(frames=[np.zeros((4,4,3), np.uint8)]*2), **kwargs})
+    assert not any(tmp_path.iterdir())
+
+def test_augment_gif(ims, tmp_path):
+    "The same for a seed, another for another, and the global generators stay where they are"
+    before = random.getstate(),str(np.random.get_state()),torch.get_rng_state().tolist()
+    one,again,other = (augment_gif(tmp_path/f'{i}.gif', ims.test_x[0], 'assignment', n=5, seed=s).read_bytes() for i,s in enumerate((1,1,2)))
+    assert one==again!=other
+    assert (random.getstate(),str(np.random.get_state()),torch.get_rng_state().tolist())==before
+    with Image.open(tmp_path/'0.gif') as im: n,first = im.n_frames,np.asarray(im.convert('RGB')).astype(int)
+    assert n==6
+    left = (first.shape[1]-96)//2
+    assert np.abs(first[-96:,left:left+96][::6,::6]-ims.test_x[0]).mean()<3

@@ -1,0 +1,100 @@
+"Every recipe from end to end on a handful of images, every value saved and restored, several seeds"
+import csv,dataclasses,json
+import pytest
+from safetensors.torch import load_file
+from cifar_fast.core import CifarFastError
+from cifar_fast.models import get_model
+from cifar_fast.recipes import Recipe,get_recipe,recipes,resume_run,run_learner,run_model,run_recipe,train_recipe,train_seeds
+from cifar_fast.runs import Run
+
+def rows(path):
+    with open(path) as f: return [{k: float(v) for k,v in r.items()} for r in csv.DictReader(f)]
+
+@pytest.mark.parametrize('name', recipes)
+def test_trains_as_it_says(folder, tmp_path, name):
+    "One epoch of three steps, with the recipe's own net: what was recorded is what the recipe promises"
+    r = get_recipe(name).but(data=str(folder), epochs=1, bs=24, size=16)
+    results = train_recipe(r, tmp_path/'run', precision='fp32', quiet=True)
+    run,f = Run(tmp_path/'run'),r.scheds()
+    assert run_recipe(run)==r and 0<=results['test_accuracy']<=1 and results['epochs']==1
+    steps = rows(run/'steps.csv')
+    assert [s['lr'] for s in steps]==pytest.approx([f['lr'](i/3) for i in range(3)])
+    assert [s['mom'] for s in steps]==pytest.approx([f['mom'](i/3) if 'mom' in f else r.mom for i in range(3)])
+    shapes = {k: v.shape for k,v in get_model(r.model, 3, **r.model_args).state_dict().items()}
+    assert {k: v.shape for k,v in load_file(run/'model.safetensors').items()}==shapes
+
+def test_l1_shrinks_weights(folder, tmp_path):
+    "The L1 penalty of a recipe reaches the weights, and stays out of the losses that are recorded"
+    base = get_recipe('s004').but(data=str(folder), epochs=2, bs=24, lr=.01, policy='none', model_args=dict(width=4))
+    total,first = {},{}
+    for l1 in (0.,.05):
+        train_recipe(base.but(l1=l1), tmp_path/str(l1), precision='fp32', quiet=True)
+        total[l1] = sum(p.abs().sum().item() for p in run_model(Run(tmp_path/str(l1))).parameters())
+        first[l1] = rows(tmp_path/str(l1)/'steps.csv')[0]['loss']
+    assert total[.05]<total[0.] and first[.05]==first[0.]
+
+changed = dict(name='mine', about='another', data='shapes10', size=24, policy='none', model='dilated_net', model_args=dict(dropout=.1),
+               epochs=7, bs=3, schedule='step', lr=.3, lr_min=.01, lr_end=.02, peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
+               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, notes=('one','two'))
+
+@pytest.mark.parametrize('field', [f.name for f in dataclasses.fields(Recipe)])
+def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
+    r = get_recipe('assignment').but(**{field: changed[field]})
+    run = Run.create(tmp_path/'run', dict(recipe=dataclasses.asdict(r)))
+    assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
+    assert run_recipe(Run(run.path))==r
+
+@pytest.mark.parametrize('name', recipes)
+def test_more_epochs_keep_the_shape(name):
+    "Three times the epochs: the same learning rate and momentum at the same part of the training"
+    whole = get_recipe(name)
+    f,g = (r.scheds() for r in (whole,whole.but(epochs=3*whole.epochs)))
+    if whole.schedule=='step': assert whole.but(epochs=3*whole.epochs).step_epochs==3*whole.step_epochs
+    assert [g[k](i/40) for k in f for i in range(40)]==pytest.approx([f[k](i/40) for k in f for i in range(40)])
+
+@pytest.mark.parametrize('change,kept', [(dict(mom=.8), dict(moms=())), (dict(model='dilated_net'), dict(model_args={})),
+                                         (dict(lr=.02), dict(lr_min=.0008, lr_end=8e-8)), (dict(epochs=12), dict(peak_epoch=1.8)),
+                                         (dict(epochs=12, peak_epoch=5.), dict(peak_epoch=5.))])
+def test_what_moves_along(change, kept):
+    r = get_recipe('s000').but(**change)
+    for k,v in kept.items(): assert getattr(r, k)==(pytest.approx(v) if isinstance(v, float) else v)
+
+@pytest.fixture(scope='module')
+def tiny(folder): return get_recipe('demo').but(data=str(folder), epochs=2, bs=24, policy='flip_crop', model_args=dict(width=4))
+
+def test_seeds(tiny, tmp_path):
+    "Several seeds are the single runs; an interrupted one is resumed, a finished one is left alone"
+    kw = dict(precision='fp32', quiet=True)
+    res = train_seeds(tiny, tmp_path/'s', 2, **kw)
+    assert [r['test_accuracy'] for r in res['runs']]==[train_recipe(tiny, tmp_path/f'{i}', seed=i, **kw)['test_accuracy'] for i in range(2)]
+    a,b = (r['test_accuracy'] for r in res['runs'])
+    assert res['mean']==pytest.approx((a+b)/2) and res['sd']==pytest.approx(abs(a-b)/2**.5)
+    weights = (tmp_path/'s'/'seed1'/'model.safetensors').read_bytes()
+    begun = (tmp_path/'s'/'seed0'/'config.json').stat().st_mtime_ns
+    for f in ('results.json','model.safetensors'): (tmp_path/'s'/'seed1'/f).unlink()
+    again = train_seeds(tiny, tmp_path/'s', 3, **kw)
+    assert len(again['runs'])==3 and again['runs'][:2]==res['runs'] and (tmp_path/'s'/'seed1'/'model.safetensors').read_bytes()==weights
+    assert (tmp_path/'s'/'seed0'/'config.json').stat().st_mtime_ns==begun
+
+def test_seeds_refuse_what_is_not_theirs(tiny, tmp_path):
+    train_recipe(tiny, tmp_path/'s'/'seed1', precision='fp32', quiet=True)
+    with pytest.raises(CifarFastError, match='seed1 holds a run with another seed'): train_seeds(tiny, tmp_path/'s', 2, 'fp32', quiet=True)
+    assert not (tmp_path/'s'/'seed0').exists()  # before anything was trained
+    with pytest.raises(CifarFastError, match='is a run itself'): train_seeds(tiny, tmp_path/'s'/'seed1', 2)
+    with pytest.raises(CifarFastError, match='at least 2'): train_seeds(tiny, tmp_path/'t', 1)
+
+def test_run_learner(tiny, tmp_path):
+    "The learner of a finished run scores what its results say"
+    res = train_recipe(tiny, tmp_path/'run', precision='fp32', quiet=True)
+    learn = run_learner(Run(tmp_path/'run'))
+    with learn.no_bar(), learn.no_logging(): loss,acc = learn.validate()
+    assert acc==pytest.approx(res['test_accuracy']) and loss==pytest.approx(res['test_loss'], rel=1e-4)
+
+def test_run_of_another_version(tiny, tmp_path):
+    "A value that this version does not know is refused, when a run is read and when it is resumed"
+    r = dataclasses.asdict(tiny)
+    run = Run.create(tmp_path/'run', dict(recipe=dict(r, ema=.9)))
+    for f in (run_recipe,run_model,run_learner): pytest.raises(CifarFastError, f, run).match("another version of cifar_fast: .*'ema'")
+    pytest.raises(CifarFastError, resume_run, run.path).match("'ema'")
+    older = Run.create(tmp_path/'older', dict(recipe={k: v for k,v in r.items() if k not in ('moms','l1','notes')}))
+    assert run_recipe(older)==tiny and json.loads((older/'config.json').read_text())['recipe'].keys()<r.keys()

@@ -1,0 +1,86 @@
+"The scripts that look at a run, as their users meet them"
+import csv,json,re
+import numpy as np,pytest
+from PIL import Image
+from cifar_fast.recipes import run_model
+from cifar_fast.runs import Run
+
+small = ['--epochs','2','--bs','16','--policy','none','--args','width=4','--lr','.05','--quiet']
+
+@pytest.fixture(scope='module')
+def done(folder, run_script, tmp_path_factory):
+    "Two runs that differ in their seed, and everything that can be made of them"
+    d = tmp_path_factory.mktemp('done')
+    (d/'pictures'/'deep').mkdir(parents=True)
+    for i,size in enumerate([(16,16),(90,60),(40,200)]):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size[::-1],3), dtype=np.uint8)).save(d/'pictures'/('deep' if i else '.')/f'{i}.png')
+    (d/'broken.jpg').write_bytes(b'no image')
+    (d/'nothing').mkdir()
+    calls = dict(
+        a=['--data',folder,*small,'--out',d/'a'], b=['--data',folder,*small,'--out',d/'b','--seed',1,'--noreport'],
+        seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--noreport'], seeds_again=['--data',folder,*small,'--out',d/'seeds','--seeds',2],
+        set=['--data',folder,*small,'--out',d/'set','--set','nesterov=False,epochs=1','--noreport'],
+        lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16,model_args={"width":4}','--steps',12,'--out',d/'lr','--quiet'],
+        report=['cifar_fast_report',d/'b'], compare=['cifar_fast_compare',d/'a',d/'b','--out',d/'compare.html'],
+        explain=['cifar_fast_explain',d/'a',d/'pictures','--out',d/'explained'], export=['cifar_fast_export',d/'a','--out',d/'exported'],
+        bad_set=['--data',folder,*small,'--set','nesterv=False'], bad_seeds=['--data',folder,*small,'--out',d/'zero','--seeds',0],
+        report_none=['cifar_fast_report',d/'nowhere'], report_other=['cifar_fast_report',d/'pictures'], compare_none=['cifar_fast_compare',d/'a',d/'nowhere'],
+        compare_page=['cifar_fast_compare',d/'a','--out',d/'a'], lr_recipe=['cifar_fast_lr_find','--recipe','dem'], lr_kept=['cifar_fast_lr_find','--out',d/'a'],
+        lr_range=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16','--start',1,'--end',.1,'--out',d/'lr2'],
+        explain_none=['cifar_fast_explain',d/'a',d/'nowhere.png'], explain_broken=['cifar_fast_explain',d/'a',d/'broken.jpg','--out',d/'e1'],
+        explain_empty=['cifar_fast_explain',d/'a',d/'nothing','--out',d/'e2'], explain_layer=['cifar_fast_explain',d/'a',d/'pictures','--layer','layr1','--out',d/'e3'],
+        explain_class=['cifar_fast_explain',d/'a',d/'pictures','--target','bea','--out',d/'e4'], explain_kept=['cifar_fast_explain',d/'a',d/'pictures','--out',d/'pictures'],
+        export_kept=['cifar_fast_export',d/'a','--out',d/'exported'])
+    return d,dict(zip(calls, run_script(*calls.values())))
+
+@pytest.mark.parametrize('name', 'a b seeds seeds_again set lr_find report compare explain export'.split())
+def test_ends_well(done, name): assert done[1][name][0]==0, done[1][name]
+
+@pytest.mark.parametrize('name,message', dict(
+    bad_set="did you mean 'nesterov'", bad_seeds='at least', report_none='no run at', report_other='config.json', compare_none='nowhere', compare_page='.html',
+    lr_recipe="did you mean 'demo'", lr_kept='another run', lr_range='start', explain_none='nowhere.png', explain_broken='broken.jpg', explain_empty='nothing',
+    explain_layer="'layer1'", explain_class="did you mean 'bee'", explain_kept='pictures', export_kept='exported').items())
+def test_one_line(done, name, message):
+    code,out,err = done[1][name]
+    assert code==2, (out,err)
+    assert err.startswith('cifar_fast_') and err.count('\n')==1 and message in err, err
+
+@pytest.mark.parametrize('name', 'ab')
+def test_report_is_one_whole_page(done, name):
+    text = (done[0]/name/'report.html').read_text(encoding='utf-8')
+    assert not re.findall(r'(?:src|href)="(?!data:|#)|<script|@import|url\(', text) and len(text)<5e6
+    assert f"{json.loads((done[0]/name/'results.json').read_text())['test_accuracy']:.2%}" in text
+
+def test_compare(done):
+    accs = [json.loads((done[0]/o/'results.json').read_text())['test_accuracy'] for o in 'ab']
+    assert f'{np.mean(accs):.2%} ± {np.std(accs, ddof=1):.2%}' in (done[0]/'compare.html').read_text(encoding='utf-8')
+
+def test_seeds(done):
+    "Seed 0 of several is the run of seed 0; what is finished is not trained again"
+    d,res = done
+    assert json.loads((d/'seeds'/'seed0'/'results.json').read_text())['test_accuracy']==json.loads((d/'a'/'results.json').read_text())['test_accuracy']
+    assert 'standard deviation' in res['seeds'][1] and res['seeds_again'][1].splitlines()[:4]==res['seeds'][1].splitlines()[:4]
+
+def test_set(done): assert Run(done[0]/'set').config['recipe']['nesterov'] is False
+
+def test_lr_find(done):
+    with open(done[0]/'lr'/'range.csv') as f: lrs = [float(r['lr']) for r in csv.DictReader(f)]
+    np.testing.assert_allclose(lrs, np.geomspace(1e-4, 1, 12)[:len(lrs)], rtol=1e-6)
+    assert (done[0]/'lr'/'range.png').read_bytes()[:4]==b'\x89PNG'
+
+def test_explain(done):
+    import torch
+    from cifar_fast.data import image_array
+    d = done[0]
+    with open(d/'explained'/'explained.csv') as f: rows = list(csv.DictReader(f))
+    assert len(rows)==3 and len(list((d/'explained').glob('*.png')))==3
+    run = Run(d/'a')
+    data,net = run.config['data'],run_model(run)
+    for r in rows:
+        x = torch.tensor(image_array(Image.open(r['image']), data['size'])).permute(2,0,1)/255
+        probs = net(((x-torch.tensor(data['mean'])[:,None,None])/torch.tensor(data['std'])[:,None,None])[None]).softmax(1)[0]
+        assert r['class_1']==data['classes'][probs.argmax()] and abs(float(r['prob_1'])-probs.max().item())<1e-3
+
+def test_export(done):
+    ort = pytest.importorskip('onnxruntime')
+    assert ort.InferenceSession(done[0]/'exported'/'model.onnx').get_inputs()[0].shape[1]==3
