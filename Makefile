@@ -23,7 +23,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python tests/check_export.py
 	cd nbs && OMP_NUM_THREADS=1 ../$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # fastcore 2 and nbdev 2.4 exclude each other, so this environment has the library and pytest only
 $(VENV)-newest/.ready: settings.ini setup.py pyproject.toml
@@ -32,7 +32,7 @@ $(VENV)-newest/.ready: settings.ini setup.py pyproject.toml
 	touch $@
 test-newest: $(VENV)-newest/.ready
 	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
-	$(VENV)-newest/bin/python -m pytest -q tests
+	$(VENV)-newest/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest build *.egg-info

@@ -92,8 +92,8 @@ def test_settings(net, x, plus):
     for k in want: assert close(torch.cat([o[k] for o in singles]), want[k])
 
 def test_bf16_autocast(net, x):
-    """bf16 has three digits. The map of the last layer has as many: at most .15 apart anywhere, correlated by .998, and so have those of
-    Grad-CAM++ at any depth. In Grad-CAM's at lower layers positive and negative weights cancel, so that the correlation is .85 and more"""
+    """bf16 has two to three digits, and so has the map of the last layer: at most .15 apart anywhere, correlated by .998; those of
+    Grad-CAM++ too, at any depth. In Grad-CAM's at lower layers positive and negative weights cancel: the correlation is .85 and more"""
     layers = ['layer1','res1','layer3','res2']
     for plus in (False,True):
         want = grad_cam(net, x[:8], layers, 3, plus)
@@ -232,7 +232,9 @@ def messy(net):
     return net
 
 class Broken(nn.Module):
-    def __init__(self, error): super().__init__(); self.error = error
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
     def forward(self, x): raise self.error
 
 @pytest.mark.parametrize('mode', [contextlib.nullcontext,torch.no_grad,torch.inference_mode])
