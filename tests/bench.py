@@ -1,7 +1,8 @@
-"""Images per second, side by side: `python tests/bench.py loader`, `python tests/bench.py learner` and `python tests/bench.py gradcam`
+"""Images per second, side by side: `python tests/bench.py loader`, `learner` or `gradcam`
 
 A benchmark, not a test: run it on an idle machine. Every contender of `learner` runs in a process of its own, in turn, so that none warms another's caches."""
 import os,platform,statistics,subprocess,sys,time
+from itertools import product
 from importlib.metadata import version
 import numpy as np
 
@@ -103,18 +104,21 @@ def gradcam(n=64):
     from cifar_fast.all import cam_layers,grad_cam,resnet9
     from pytorch_grad_cam import GradCAM
     torch.manual_seed(0)
-    net,x = resnet9().eval(),torch.randn(n,3,32,32).to(memory_format=torch.channels_last)  # as image_batch gives them
-    def package(layers):
+    net,xs = resnet9().eval(),torch.randn(n,3,32,32)
+    def package(x, layers):
         for k in layers:
             with GradCAM(model=net, target_layers=[net.get_submodule(k)]) as cam: cam(input_tensor=x, targets=None)
-    for layers in (['res2'],cam_layers(net, x)):
-        ways = {'grad_cam': lambda: grad_cam(net, x, layers), 'the package grad-cam': lambda: package(layers)}
+    last = xs.to(memory_format=torch.channels_last)
+    layouts = {'channels first, as PyTorch makes them': xs, 'channels last, as image_batch gives them': last}
+    for (layout,x),layers in product(layouts.items(), (['res2'],cam_layers(net, xs))):
+        ways = {'grad_cam': lambda: grad_cam(net, x, layers), 'the package grad-cam': lambda: package(x, layers)}
         rates = {k: [] for k in ways}
         for i in range(repeats+1):
             for name,f in ways.items():
                 start = time.perf_counter()
                 f()
                 if i: rates[name].append(n/(time.perf_counter()-start))
-        show(f"Grad-CAM of {n} images by ResNet-9 at {', '.join(layers)}; fp32, threads: {torch.get_num_threads()}", rates, 'the package grad-cam')
+        title = f"Grad-CAM of {n} images by ResNet-9 at {', '.join(layers)}; fp32, {torch.get_num_threads()} threads\n{layout}"
+        show(title, rates, 'the package grad-cam')
 
 if __name__=='__main__': dict(loader=loader, learner=learner, gradcam=gradcam, child=child)[sys.argv[1]](*sys.argv[2:])
