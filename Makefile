@@ -28,7 +28,7 @@ test: $(VENV)/.ready
 # fastcore 2 and nbdev 2.4 exclude each other, so this environment has the library and pytest only
 $(VENV)-newest/.ready: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check 'fastai>=2.8.12' 'fastcore>=2' . pytest pytest-xdist
+	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check 'fastai>=2.8.12' 'fastcore>=2' '.[onnx]' pytest pytest-xdist
 	touch $@
 test-newest: $(VENV)-newest/.ready
 	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
