@@ -7,7 +7,6 @@ from __future__ import annotations
 from .core import *
 import contextlib,importlib.util,io,json,logging,warnings
 from fastai.basics import *
-from safetensors.torch import save_file
 from .shapes import *
 from .runs import *
 from .recipes import *
@@ -95,7 +94,7 @@ def export_run(
             _onnx(net, torch.rand(2, 3, size, size), tmp, about)
             worst = check_onnx(tmp, net, size)
         files['model.onnx'] = f'takes pixels N×3×{size}×{size}, RGB, 0 to 1, float32; gives logits; within {worst:.1g} of PyTorch'
-    with atomic_write(out/'model.safetensors') as tmp: save_file({k: v.contiguous() for k,v in model.state_dict().items()}, tmp, about)
+    save_weights(model, out/'model.safetensors', about)
     files['model.safetensors'] = f"the weights of {about['model']}, with classes, mean, std and size as metadata"
     if learner:
         with atomic_write(out/'learner.pkl') as tmp: learn.export(tmp.resolve())

@@ -136,8 +136,8 @@ def cam_overlay(
 
 # %% ../nbs/15_gallery.ipynb #ca428f6c
 def _batch(learn, images):
-    'One batch on the device of the model; a loader draws a random number, which is given back'
-    with no_random(reproducible=False): return image_batch(learn.dls, images).to(one_param(learn.model).device)
+    'One batch on the device of the model'
+    return image_batch(learn.dls, images).to(one_param(learn.model).device)
 
 def _maps(learn, images, layer=None, targets=None):
     'Grad-CAM of `images`, all in one batch'

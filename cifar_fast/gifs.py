@@ -148,5 +148,5 @@ def _look(self:CamGif):
 def _prepare(self:CamGif):
     'Look up the images, and look at them once: what is wrong with them, or with the layer, is known before the first epoch'
     self.shown,self.explain = _first_of_each(self.dls) if self.images is None else (np.asarray(self.images),self.targets)
-    with no_random(reproducible=False): self.batch = image_batch(self.dls, self.shown).to(one_param(self.model).device)
+    self.batch = image_batch(self.dls, self.shown).to(one_param(self.model).device)
     self._look()

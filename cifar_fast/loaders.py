@@ -87,5 +87,5 @@ def image_batch(
     dls:DataLoaders, # What `cifar_dls` gave
     images           # Arrays, PIL images, paths; or one array N×H×W×3
 )->TensorImage: # Normalised, N×3×H×W, on the device of `dls`
-    'One batch of `images` as the net sees test images'
-    return dls.test_dl(list(images), bs=len(images), num_workers=0).one_batch()[0]
+    'One batch of `images` as the net sees test images; the random number that a loader draws is given back'
+    with no_random(reproducible=False): return dls.test_dl(list(images), bs=len(images), num_workers=0).one_batch()[0]

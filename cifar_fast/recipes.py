@@ -365,7 +365,7 @@ def resume_run(
 def _seed_run(path, recipe, quiet, **how):
     'Train, resume or read the run of one seed'
     if not (path/'config.json').exists(): return train_recipe(recipe, path, quiet=quiet, **how)
-    return json.loads((path/'results.json').read_text()) if Run(path).finished else resume_run(path, quiet)
+    return run_results(Run(path)) if Run(path).finished else resume_run(path, quiet)
 
 def _check_same(path, recipe, **how):
     'Raise a `CifarFastError` if `path` holds the run of another recipe, seed or precision'

@@ -23,8 +23,7 @@ from .gallery import *
 from .recipes import *
 
 # %% auto #0
-__all__ = ['result_rows', 'run_results', 'repeat_command', 'run_predictions', 'report_run', 'compare_table', 'find_runs',
-           'compare_runs']
+__all__ = ['result_rows', 'repeat_command', 'run_predictions', 'report_run', 'compare_table', 'find_runs', 'compare_runs']
 
 # %% ../nbs/18_report.ipynb #ddf29902
 _shown = dict(test_accuracy='test accuracy, last epoch', test_loss='test loss, last epoch',
@@ -51,14 +50,6 @@ def result_rows(
     return rows
 
 def _show_truth(r): return f"{r['heat_share']:.1%} of the heat, {r['pointing']:.1%} of the maxima"
-
-def run_results(
-    run:Run # A run
-)->dict:
-    'The final figures of a finished run'
-    try: return json.loads((run/'results.json').read_text())
-    except FileNotFoundError: raise CifarFastError(f'{run.path} is not finished: cifar_fast_train --resume {run.path}') from None
-    except ValueError as e: raise CifarFastError(f"{run/'results.json'} is damaged: {e}") from None
 
 # %% ../nbs/18_report.ipynb #4784b6e7
 def _fewest(base, recipe):
@@ -292,7 +283,7 @@ def compare_table(
         rows.append(dict(recipe=c['recipe']['name'], data=c['data']['name'], fingerprint=c['data']['fingerprint'],
                          epochs=res[0]['epochs'], n=len(same),
                          mean=statistics.mean(accs), sd=statistics.stdev(accs) if len(accs)>1 else None,
-                         seconds=statistics.mean(o['train_seconds'] for o in res), runs=[str(r.path) for r in same]))
+                         seconds=statistics.mean(o['train_seconds'] for o in res), runs=same))
     return rows
 
 # %% ../nbs/18_report.ipynb #7c8c010c
@@ -307,16 +298,16 @@ def find_runs(
     for r in found: run_results(r)
     return found
 
-def _differences(rows, runs):
+def _differences(rows):
     'Values of the recipes that are not the same everywhere: (name, one value a row)'
-    rs = [run_recipe(first(r for r in runs if str(r.path)==row['runs'][0])) for row in rows]
+    rs = [run_recipe(row['runs'][0]) for row in rows]
     cols = [(f.name, [getattr(r, f.name) for r in rs]) for f in dataclasses.fields(Recipe) if f.name not in ('name','about','notes','data')]
     return [(k,vs) for k,vs in cols if any(v!=vs[0] for v in vs)]
 
 # %% ../nbs/18_report.ipynb #701b6675
-def _side_by_side(rows, runs):
+def _side_by_side(rows):
     'Grad-CAM of the first run of each of the first two experiments'
-    a,b = [first(r for r in runs if str(r.path)==row['runs'][0]) for row in rows[:2]]
+    a,b = [row['runs'][0] for row in rows[:2]]
     images = run_images(a)
     learns = [run_learner(r, images) for r in (a,b)]
     axs = plot_cam_compare(*learns, images.test_x, images.test_y, names=(a.path.name,b.path.name))
@@ -336,7 +327,7 @@ def compare_runs(
     out,runs = Path(out),L(runs)
     if out.suffix!='.html' or out.is_dir(): raise CifarFastError(f'{out}: give the name of a page that ends in .html')
     rows = compare_table(runs)
-    differ = _differences(rows, runs)
+    differ = _differences(rows)
     several = len({r['fingerprint'] for r in rows})>1
     def cells(i, r):
         acc = f"{r['mean']:.2%}" + (f" ± {r['sd']:.2%}" if r['sd'] is not None else '')
@@ -346,7 +337,7 @@ def compare_runs(
             ft('p', '± is the standard deviation of single runs (n-1); where one run stands alone there is none.', cls='soft')]
     if several: body.append(ft('p', ft('strong', 'The runs are not all on the same data: figures on different data must not be compared.')))
     body += [_picture(_overlaid(runs, [r.path.name for r in runs]), 'Loss and accuracy of every epoch')]
-    if len(rows)>1 and rows[0]['fingerprint']==rows[1]['fingerprint']: body += L(_or_why(lambda: _side_by_side(rows, runs)))
-    body += [ft('h2', 'The runs'), ft('ul', *[ft('li', f'{r.path}: {result_rows(r)[2][1]}') for r in runs])]
+    if len(rows)>1 and rows[0]['fingerprint']==rows[1]['fingerprint']: body += L(_or_why(lambda: _side_by_side(rows)))
+    body += [ft('h2', 'The runs'), ft('ul', *[ft('li', f"{r.path}: {run_results(r)['test_accuracy']:.2%}") for r in runs])]
     with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), encoding='utf-8')
     return out

@@ -14,15 +14,16 @@ from safetensors.torch import save_file,load_file
 from .learner import *
 
 # %% auto #0
-__all__ = ['save_weights', 'load_weights', 'check_free', 'Run', 'random_states', 'Checkpoint']
+__all__ = ['save_weights', 'load_weights', 'check_free', 'Run', 'run_results', 'random_states', 'Checkpoint']
 
 # %% ../nbs/10_runs.ipynb #13c2ff93
 def save_weights(
     model:nn.Module, # Any model
-    path:str|Path    # Where to; ends in .safetensors
+    path:str|Path,   # Where to; ends in .safetensors
+    about:dict=None  # What to say beside them: names and texts
 ):
     "Write `model`'s parameters and buffers"
-    with atomic_write(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, tmp)
+    with atomic_write(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, tmp, about)
 
 # %% ../nbs/10_runs.ipynb #f280ed02
 def _fit_state(model, state, path):
@@ -103,6 +104,15 @@ def read_table(self:Run,
     'Read what `write_table` wrote'
     num = lambda s: float(s) if s else None
     with open(self/name, newline='') as f: return [{k: num(v) for k,v in r.items()} for r in csv.DictReader(f)]
+
+# %% ../nbs/10_runs.ipynb #471098f4
+def run_results(
+    run:Run # A run
+)->dict:
+    'The final figures of a finished run'
+    try: return json.loads((run/'results.json').read_text())
+    except FileNotFoundError: raise CifarFastError(f'{run.path} is not finished: cifar_fast_train --resume {run.path}') from None
+    except ValueError as e: raise CifarFastError(f"{run/'results.json'} is damaged: {e}") from None
 
 # %% ../nbs/10_runs.ipynb #6b0154b2
 def random_states()->dict: # Containers, numbers and tensors; `set_random_states(**states)` restores them

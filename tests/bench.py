@@ -20,6 +20,16 @@ def show(title, rates, base):
         ratio = statistics.median(a/b for a,b in zip(v, rates[base]))
         print(f'{k:<44}{statistics.median(v):9.1f} images/s  ({min(v):.1f} to {max(v):.1f})  {ratio:6.2f} of {base}')
 
+def race(ways, n):
+    "Images per second of each of `ways`, functions that take `n` images; all in turn, the first round to warm up"
+    rates = {k: [] for k in ways}
+    for i in range(repeats+1):
+        for name,f in ways.items():
+            start = time.perf_counter()
+            f()
+            if i: rates[name].append(n/(time.perf_counter()-start))
+    return rates
+
 def stock_dls(ims, compose):
     "fastai's own way, as its Albumentations tutorial has it: PIL images in and out, one transform after another"
     from fastai.vision.all import Categorize,Datasets,IntToFloatTensor,ItemGetter,ItemTransform,Normalize,PILImage,ToTensor
@@ -46,13 +56,7 @@ def loader(n=8*bs):
     def drain(dl):
         for b in dl: pass
     ways = {'bare A.Compose': bare, 'cifar_dls, 0 workers': lambda: drain(ours), 'fastai with PIL images': lambda: drain(stock)}
-    rates = {k: [] for k in ways}
-    for i in range(repeats+1):
-        for name,f in ways.items():
-            start = time.perf_counter()
-            f()
-            if i: rates[name].append(n/(time.perf_counter()-start))
-    show('Augmented, normalised batches of 512 (policy: assignment), one thread', rates, 'bare A.Compose')
+    show('Augmented, normalised batches of 512 (policy: assignment), one thread', race(ways, n), 'bare A.Compose')
 
 # --- the learner against stock fastai and a loop written by hand ----------------------------------------------------
 
@@ -112,13 +116,7 @@ def gradcam(n=64):
     layouts = {'channels first, as PyTorch makes them': xs, 'channels last, as image_batch gives them': last}
     for (layout,x),layers in product(layouts.items(), (['res2'],cam_layers(net, xs))):
         ways = {'grad_cam': lambda: grad_cam(net, x, layers), 'the package grad-cam': lambda: package(x, layers)}
-        rates = {k: [] for k in ways}
-        for i in range(repeats+1):
-            for name,f in ways.items():
-                start = time.perf_counter()
-                f()
-                if i: rates[name].append(n/(time.perf_counter()-start))
         title = f"Grad-CAM of {n} images by ResNet-9 at {', '.join(layers)}; fp32, {torch.get_num_threads()} threads\n{layout}"
-        show(title, rates, 'the package grad-cam')
+        show(title, race(ways, n), 'the package grad-cam')
 
 if __name__=='__main__': dict(loader=loader, learner=learner, gradcam=gradcam, child=child)[sys.argv[1]](*sys.argv[2:])
