@@ -113,6 +113,8 @@ def _affine(shift, scale, degrees, p):
 policies = dict(
     assignment = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip(), _cutout(size//4, fill)],
     flip_crop  = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip()],
+    crop       = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size)],
+    crop2      = lambda size, fill: [_pad(size, size//16), A.RandomCrop(size, size)],
     none       = lambda size, fill: [])
 
 # %% ../nbs/03_augment.ipynb #983435c0

@@ -8,9 +8,10 @@ from .core import *
 from fastai.vision.all import *
 from .data import *
 from .augment import *
+from .device import *
 
 # %% auto #0
-__all__ = ['image_stats', 'ReadImage', 'ClassNumber', 'ImageItems', 'ImageDL', 'cifar_dls', 'image_batch']
+__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassNumber', 'ImageDL', 'cifar_dls', 'image_batch']
 
 # %% ../nbs/05_loaders.ipynb #2bd08c44
 def image_stats(
@@ -39,9 +40,7 @@ class ClassNumber(Categorize):
     def encodes(self, o): return TensorCategory(int(o) if isinstance(o, (int,np.integer)) else self.vocab.o2i[o])
 
 # %% ../nbs/05_loaders.ipynb #273da6b1
-class ImageItems(Datasets): 'fastai `Datasets` over `(array, class number)` pairs that are in their final form'
-
-class ImageDL(TfmdDL):
+class ImageDL(ArrayDL):
     'A `TfmdDL` that takes the short way from arrays to a batch'
     def randomize(self): self.rng = random.Random(random.getrandbits(64))
     def do_item(self, s):
@@ -56,6 +55,8 @@ class ImageDL(TfmdDL):
     def retain(self, res, b): return res
 
 # %% ../nbs/05_loaders.ipynb #b9637337
+pipelines = dict(item=ImageDL, device=DeviceDL)
+
 def cifar_dls(
     source:str|Path|ImageArrays='cifar10', # What `load_images` takes, or what it gave
     bs:int=512,                  # Images in a batch
@@ -63,11 +64,13 @@ def cifar_dls(
     valid:float=0.,              # Share of the training images kept apart for validation, the same for each class
     size:int=None,               # Resize images to this many pixels a side; None: leave them
     seed:int=42,                 # Decides which images are kept apart
-    workers:int=0,               # Processes that augment; 0: this one, which is best on a CPU that also trains
+    workers:int=0,               # Processes that augment items; 0: this one, which is best on a CPU that also trains
     val_bs:int=None,             # Images in a batch that is not trained on; None: `bs`
-    device:str|torch.device=None # Where the batches go; None: fastai's default device
+    device:str|torch.device=None,# Where the batches go; None: fastai's default device
+    pipeline:str='item'          # Augment single items ('item') or whole batches on the device ('device')
 )->DataLoaders: # Training; validation, if any; test
     '`DataLoaders` of a data set, augmented by `policy` and normalised with its own statistics'
+    dl_type = choose(pipeline, pipelines, 'pipeline')
     ims = source if isinstance(source, ImageArrays) else load_images(source, size)
     idx,n,n_test = np.arange(len(ims.train_y)),len(ims.train_y),len(ims.test_y)
     parts = [*(split_valid(ims.train_y, valid, seed) if valid else [idx]), n+np.arange(n_test)]
@@ -78,9 +81,10 @@ def cifar_dls(
     mean,std = image_stats(ims.train_x)
     tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
     ds = ImageItems(items, tfms, splits=[o.tolist() for o in parts])
-    aug = AlbumentationsTransform(get_policy(policy, h, fill=tuple(round(255*m) for m in mean)))
-    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=ImageDL, num_workers=workers, device=device or default_device(),
-                          after_item=[aug], after_batch=[IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
+    augs = get_policy(policy, h, fill=tuple(round(255*m) for m in mean))
+    item_tfms,batch_tfms = ([AlbumentationsTransform(augs)],[]) if pipeline=='item' else ([],device_tfms(augs, h))
+    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=workers, device=device or default_device(),
+                          after_item=item_tfms, after_batch=[*batch_tfms, IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
 
 # %% ../nbs/05_loaders.ipynb #926b70f8
 def image_batch(

@@ -1,7 +1,7 @@
-"""Images per second, side by side: `python tests/bench.py loader`, `learner` or `gradcam`
+"""Images per second, side by side: `python tests/bench.py loader` or `gradcam`; training is measured by `cifar_fast_bench`
 
-A benchmark, not a test: run it on an idle machine. Every contender of `learner` runs in a process of its own, in turn, so that none warms another's caches."""
-import os,platform,statistics,subprocess,sys,time
+A benchmark, not a test: run it on an idle machine."""
+import os,platform,statistics,sys,time
 from itertools import product
 from importlib.metadata import version
 import numpy as np
@@ -58,49 +58,6 @@ def loader(n=8*bs):
     ways = {'bare A.Compose': bare, 'cifar_dls, 0 workers': lambda: drain(ours), 'fastai with PIL images': lambda: drain(stock)}
     show('Augmented, normalised batches of 512 (policy: assignment), one thread', race(ways, n), 'bare A.Compose')
 
-# --- the learner against stock fastai and a loop written by hand ----------------------------------------------------
-
-def child(name, steps=4):
-    "One contender: images per second over `steps` steps, after as many to warm up"
-    import torch,torch.nn.functional as F
-    from fastai.vision.all import Callback,CancelValidException,CrossEntropyLossFlat,Learner,SGD,accuracy
-    from cifar_fast.all import cifar_dls,cifar_learner,get_policy,has_bf16,keep_freed_memory,resnet9
-    import albumentations as A
-    if name!='stock': keep_freed_memory()
-    class TrainOnly(Callback):
-        def before_validate(self): raise CancelValidException()
-    torch.manual_seed(0)
-    net = resnet9(scale=.125)
-    if name=='loop':
-        net,bf16 = net.to(memory_format=torch.channels_last),has_bf16()
-        opt = torch.optim.SGD(net.parameters(), lr=.01, momentum=.9, nesterov=True, weight_decay=5e-4)
-        x,y = torch.randn(bs,3,32,32).to(memory_format=torch.channels_last),torch.arange(bs)%10
-        def epoch():
-            for _ in range(steps):
-                with torch.autocast('cpu', dtype=torch.bfloat16, enabled=bf16): pred = net(x)
-                F.cross_entropy(pred.float(), y).backward()
-                opt.step()
-                opt.zero_grad()
-    else:
-        ims = images(steps*bs)
-        if name=='ours': learn = cifar_learner(cifar_dls(ims, bs=bs, device='cpu'), net)
-        else: learn = Learner(stock_dls(ims, A.Compose(get_policy('assignment'))), net, loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
-        def epoch():
-            with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=TrainOnly())
-    epoch()
-    start = time.perf_counter()
-    epoch()
-    print(steps*bs/(time.perf_counter()-start))
-
-def learner():
-    rates = {'loop by hand': [], 'cifar_learner': [], 'stock fastai, fp32': []}
-    for i in range(2):
-        for name,arg in zip(rates, ('loop','ours','stock')):
-            out = subprocess.run([sys.executable,__file__,'child',arg], check=True, capture_output=True, text=True).stdout
-            rates[name].append(float(out.split()[-1]))
-    from cifar_fast.core import pick_precision
-    show(f'Training steps of ResNet-9, batch {bs}, precision {pick_precision("auto")}', rates, 'stock fastai, fp32')
-
 # --- Grad-CAM against the grad-cam package --------------------------------------------------------------------------
 
 def gradcam(n=64):
@@ -119,4 +76,4 @@ def gradcam(n=64):
         title = f"Grad-CAM of {n} images by ResNet-9 at {', '.join(layers)}; fp32, {torch.get_num_threads()} threads\n{layout}"
         show(title, race(ways, n), 'the package grad-cam')
 
-if __name__=='__main__': dict(loader=loader, learner=learner, gradcam=gradcam, child=child)[sys.argv[1]](*sys.argv[2:])
+if __name__=='__main__': dict(loader=loader, gradcam=gradcam)[sys.argv[1]]()

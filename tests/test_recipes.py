@@ -1,11 +1,11 @@
 "Every recipe from end to end on a handful of images, every value saved and restored, several seeds"
 import csv,dataclasses,json
-import pytest
+import pytest,torch
 from safetensors.torch import load_file
 from cifar_fast.core import CifarFastError
 from cifar_fast.models import get_model
 from cifar_fast.recipes import Recipe,get_recipe,recipes,resume_run,run_learner,run_model,run_recipe,train_recipe,train_seeds
-from cifar_fast.runs import Run
+from cifar_fast.runs import Checkpoint,Run
 
 def rows(path):
     with open(path) as f: return [{k: float(v) for k,v in r.items()} for r in csv.DictReader(f)]
@@ -35,7 +35,8 @@ def test_l1_shrinks_weights(folder, tmp_path):
 
 changed = dict(name='mine', about='another', data='shapes10', size=24, policy='none', model='dilated_net', model_args=dict(dropout=.1),
                epochs=7, bs=3, schedule='step', lr=.3, lr_min=.01, lr_end=.02, peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
-               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, notes=('one','two'))
+               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, opt='muon', opt_args=dict(mom=.5),
+               alternate=True, sizes=((0,24),(.5,32)), ema=.9, tta=True, notes=('one','two'))
 
 @pytest.mark.parametrize('field', [f.name for f in dataclasses.fields(Recipe)])
 def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
@@ -43,6 +44,22 @@ def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
     run = Run.create(tmp_path/'run', dict(recipe=dataclasses.asdict(r)))
     assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
     assert run_recipe(Run(run.path))==r
+
+def test_resumes_with_all_tricks(folder, tmp_path, monkeypatch):
+    "Muon's momentum, the running mean, the side an image is seen from and the size it has: a resumed run ends where a whole one does"
+    r = get_recipe('speedrun').but(data=str(folder), epochs=4, bs=24, size=16, sizes=((0,12),(.6,16)), ema=.8, model_args=dict(width=8))
+    whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True)
+    write = Checkpoint.after_epoch
+    def stop(self):
+        write(self)
+        if self.epoch==1: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, 'after_epoch', stop)
+        with pytest.raises(KeyboardInterrupt): train_recipe(r, tmp_path/'parts', precision='fp32', quiet=True)
+    parts = resume_run(tmp_path/'parts', quiet=True)
+    a,b = (load_file(tmp_path/o/'model.safetensors') for o in ('whole','parts'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert {k: v for k,v in whole.items() if 'second' not in k}=={k: v for k,v in parts.items() if 'second' not in k}
 
 @pytest.mark.parametrize('name', recipes)
 def test_more_epochs_keep_the_shape(name):
@@ -78,7 +95,7 @@ def test_seeds(tiny, tmp_path):
 
 def test_seeds_refuse_what_is_not_theirs(tiny, tmp_path):
     train_recipe(tiny, tmp_path/'s'/'seed1', precision='fp32', quiet=True)
-    with pytest.raises(CifarFastError, match='seed1 holds a run with another seed'): train_seeds(tiny, tmp_path/'s', 2, 'fp32', quiet=True)
+    with pytest.raises(CifarFastError, match='seed1 holds a run with another seed'): train_seeds(tiny, tmp_path/'s', 2, precision='fp32', quiet=True)
     assert not (tmp_path/'s'/'seed0').exists()  # before anything was trained
     with pytest.raises(CifarFastError, match='is a run itself'): train_seeds(tiny, tmp_path/'s'/'seed1', 2)
     with pytest.raises(CifarFastError, match='at least 2'): train_seeds(tiny, tmp_path/'t', 1)
@@ -93,8 +110,8 @@ def test_run_learner(tiny, tmp_path):
 def test_run_of_another_version(tiny, tmp_path):
     "A value that this version does not know is refused, when a run is read and when it is resumed"
     r = dataclasses.asdict(tiny)
-    run = Run.create(tmp_path/'run', dict(recipe=dict(r, ema=.9)))
-    for f in (run_recipe,run_model,run_learner): pytest.raises(CifarFastError, f, run).match("another version of cifar_fast: .*'ema'")
-    pytest.raises(CifarFastError, resume_run, run.path).match("'ema'")
+    run = Run.create(tmp_path/'run', dict(recipe=dict(r, teacher=.9)))
+    for f in (run_recipe,run_model,run_learner): pytest.raises(CifarFastError, f, run).match("another version of cifar_fast: .*'teacher'")
+    pytest.raises(CifarFastError, resume_run, run.path).match("'teacher'")
     older = Run.create(tmp_path/'older', dict(recipe={k: v for k,v in r.items() if k not in ('moms','l1','notes')}))
     assert run_recipe(older)==tiny and json.loads((older/'config.json').read_text())['recipe'].keys()<r.keys()

@@ -19,7 +19,7 @@ def runs(folder, run_script, tmp_path_factory):
     d = tmp_path_factory.mktemp('runs')
     args = ['--data',folder,*small,'--out']
     res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'], [*args,d/'valid','--valid','.25','--quiet'],
-                     *([*args,d/f'workers{i}','--workers','2','--quiet'] for i in range(2)), ['--list'])
+                     *([*args,d/f'workers{i}','--workers','2','--pipeline','item','--quiet'] for i in range(2)), ['--list'])
     assert [r[0] for r in res]==[0]*7, res
     return d,res
 
