@@ -3,11 +3,13 @@ from cifar_fast.core import *
 from cifar_fast.shapes import *
 from cifar_fast.data import *
 from cifar_fast.augment import *
+from cifar_fast.device import *
 from cifar_fast.loaders import *
 from cifar_fast.models import *
 from cifar_fast.summary import *
 from cifar_fast.schedule import *
 from cifar_fast.learner import *
+from cifar_fast.tricks import *
 from cifar_fast.runs import *
 from cifar_fast.range_test import *
 from cifar_fast.gradcam import *
@@ -19,4 +21,5 @@ from cifar_fast.recipes import *
 from cifar_fast.report import *
 from cifar_fast.explain import *
 from cifar_fast.export import *
+from cifar_fast.bench import *
 from cifar_fast.cli import *
