@@ -10,6 +10,7 @@ from PIL import ImageDraw,ImageFont
 from scipy.spatial import cKDTree
 from fastai.vision.all import *
 from .augment import *
+from .device import *
 from .loaders import *
 from .gradcam import *
 from .gallery import *

@@ -71,6 +71,7 @@ def cifar_dls(
 )->DataLoaders: # Training; validation, if any; test
     '`DataLoaders` of a data set, augmented by `policy` and normalised with its own statistics'
     dl_type = choose(pipeline, pipelines, 'pipeline')
+    check_value(pipeline=='item' or not workers, 'workers', workers, "0, or pipeline='item': only single items are augmented by workers")
     ims = source if isinstance(source, ImageArrays) else load_images(source, size)
     idx,n,n_test = np.arange(len(ims.train_y)),len(ims.train_y),len(ims.test_y)
     parts = [*(split_valid(ims.train_y, valid, seed) if valid else [idx]), n+np.arange(n_test)]
