@@ -80,14 +80,16 @@ def _print_run(run, report):
 
 # %% ../nbs/23_cli.ipynb #46706d3b
 def _print_seeds(out, results):
-    'One row a seed, then mean and standard deviation'
+    'One row a seed, then mean ± standard deviation'
     rows = [(f'seed {i}', f"{r['test_accuracy']:.2%}") for i,r in enumerate(results['runs'])]
-    rows += [('mean', f"{results['mean']:.2%}"), ('standard deviation', f"{results['sd']:.2%}")]
-    if 'tta_mean' in results: rows += [('mean over flips and shifts', f"{results['tta_mean']:.2%}"), ('its standard deviation', f"{results['tta_sd']:.2%}")]
+    rows.append(('accuracy', f"{results['mean']:.2%} ± {results['sd']:.2%}"))
+    if 'tta_mean' in results: rows.append(('over flips and shifts', f"{results['tta_mean']:.2%} ± {results['tta_sd']:.2%}"))
+    rows.append(('training time', f"{results['seconds_mean']:.1f} ± {results['seconds_sd']:.1f} s"))
     print_table([*rows, ('runs in', out)])
 
 # %% ../nbs/23_cli.ipynb #7a570ff3
-_pipelines = dict(device='pipeline device: the images lie on the device and are augmented in batches', item='pipeline item: Albumentations augments image by image')
+_pipelines = dict(device='pipeline device: the images lie on the device and are augmented in batches',
+                  item='pipeline item: Albumentations augments image by image')
 
 @call_parse
 def cifar_fast_train(
@@ -137,7 +139,8 @@ def cifar_fast_train(
             return _print_run(Run(resume), not noreport)
         chosen = get_recipe(recipe or 'assignment').but(**values)
         if seeds is not None and seed: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
-        how = dict(quiet=quiet, device=device, precision=precision, workers=workers, valid=valid, pipeline=pipeline, compile=compile, graph=graph)
+        how = dict(quiet=quiet, device=device, precision=precision, workers=workers, valid=valid, pipeline=pipeline,
+                   compile=compile, graph=graph)
         if not quiet: print(f'{choose(pipeline, _pipelines, "pipeline")} ({pick_device(device)})')
         if seeds is not None: return _print_seeds(out, train_seeds(chosen, out, seeds, **how))
         train_recipe(chosen, out, seed=seed, **how)

@@ -205,7 +205,8 @@ def apply(self:BatchAffine,
 
 # %% ../nbs/04_device.ipynb #62517b9e
 def _refuse(t, what=''):
-    raise CifarFastError(f"{type(t).__name__}{what and ' with '}{what} is not among the augmentations of whole batches: choose pipeline='item'")
+    what = type(t).__name__ + (f' with {what}' if what else '')
+    raise CifarFastError(f"{what} is not among the augmentations of whole batches: choose pipeline='item'")
 def _need(t, **kwargs):
     for k,v in kwargs.items():
         if getattr(t, k)!=v: _refuse(t, f'{k}={getattr(t, k)!r}')

@@ -177,7 +177,8 @@ class CompileModel(Callback):
                 for x in xs: self.model(x).sum().backward()
         except Exception as e:
             self.after_fit()
-            raise CifarFastError(f'torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0]}): leave out --compile') from e
+            why = f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
+            raise CifarFastError(f'torch.compile does not work here ({why}): leave out --compile') from e
     def after_fit(self):
         'Back to the plain model'
         self.model._compiled_call_impl = None
@@ -189,7 +190,8 @@ class GraphModel(Callback):
     def before_fit(self):
         'Record, where there is something to record with'
         device = torch.device(self.dls.device)
-        if device.type!='cuda': raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}: leave out --graph')
+        if device.type!='cuda':
+            raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}: leave out --graph')
         self._record()
 
     def _record(self):

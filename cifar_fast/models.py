@@ -118,7 +118,7 @@ def whiten_(
 ):
     'Make the filters of `conv` the whitened principal components of the patches of `x`'
     n,k = conv.weight[0].numel(),conv.kernel_size[0]
-    if conv.out_channels not in (n,2*n): raise CifarFastError(f'whitening {k}×{k} patches takes {n} or {2*n} channels, not {conv.out_channels}')
+    if (c := conv.out_channels) not in (n,2*n): raise CifarFastError(f'whitening {k}×{k} patches takes {n} or {2*n} channels, not {c}')
     patches = x.float().as_subclass(torch.Tensor).unfold(2, k, 1).unfold(3, k, 1).transpose(1, 3).reshape(-1, n)
     var,vecs = torch.linalg.eigh((patches.T@patches/len(patches)).double().cpu())
     filters = (vecs/(var+eps).sqrt()).T.flip(0).reshape(n, *conv.weight.shape[1:])  # the strongest first
@@ -140,12 +140,14 @@ def _speed_block(ni, nf):
 
 def speed_net(
     n_classes:int=10, # Number of outputs
-    width:int=64      # Channels of the first block; the others have four times as many
+    width:int=64,     # Channels of the first block; the others have four times as many
+    whiten:bool=True  # Is the first layer a whitening layer, for `whiten_`? Otherwise it is learned
 )->nn.Sequential: # Images of any size from 9×9 to logits
     'A network for speed runs: a whitening layer and three blocks'
     fc = nn.Linear(4*width, n_classes, bias=False)
     fc.weight.data /= fc.weight.data.std()*4*width
-    return _seq(whiten=nn.Conv2d(3, 24, 2, bias=False), act=nn.GELU(), block1=_speed_block(24, width), block2=_speed_block(width, 4*width),
+    first = {'whiten' if whiten else 'prep': nn.Conv2d(3, 24, 2, bias=False)}
+    return _seq(**first, act=nn.GELU(), block1=_speed_block(24, width), block2=_speed_block(width, 4*width),
                 block3=_speed_block(4*width, 4*width), pool=nn.AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=fc)
 
 # %% ../nbs/06_models.ipynb #a242a845

@@ -37,7 +37,9 @@ class Muon(torch.optim.Optimizer):
         sgd_momentum:float=.85, # Nesterov's momentum of the other parameters
         bias_lr:float=442.,     # Learning rate of vectors, in units of `lr`
         head_lr:float=.085      # Learning rate of matrices, in units of `lr`
-    ): super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, sgd_momentum=sgd_momentum, bias_lr=bias_lr, head_lr=head_lr))
+    ):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, sgd_momentum=sgd_momentum,
+                                      bias_lr=bias_lr, head_lr=head_lr))
 
     def _nesterov(self, p, mom):
         'The gradient with momentum'

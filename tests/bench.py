@@ -8,12 +8,6 @@ import numpy as np
 
 bs,repeats = 512,5
 
-def images(n):
-    from cifar_fast.data import ImageArrays
-    rng = np.random.default_rng(0)
-    x,y = rng.integers(0, 256, (n,32,32,3), dtype=np.uint8),np.arange(n)%10
-    return ImageArrays(x, y, x[:bs], y[:bs], [str(i) for i in range(10)], 'noise', '-')
-
 def show(title, rates, base):
     print(f'\n{title}\n{platform.machine()}, {os.cpu_count()} cores; ' + ', '.join(f'{o} {version(o)}' for o in ('torch','fastai','albumentations')))
     for k,v in rates.items():
@@ -30,32 +24,23 @@ def race(ways, n):
             if i: rates[name].append(n/(time.perf_counter()-start))
     return rates
 
-def stock_dls(ims, compose):
-    "fastai's own way, as its Albumentations tutorial has it: PIL images in and out, one transform after another"
-    from fastai.vision.all import Categorize,Datasets,IntToFloatTensor,ItemGetter,ItemTransform,Normalize,PILImage,ToTensor
-    from cifar_fast.core import cifar10_stats
-    class Documented(ItemTransform):
-        order = 2
-        def encodes(self, b): return (PILImage.create(compose(image=np.array(b[0]))['image']), *b[1:])
-    items = [(PILImage.create(x),int(y)) for x,y in zip(ims.train_x, ims.train_y)]
-    ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(len(items)),range(bs)])
-    return ds.dataloaders(bs=bs, num_workers=0, device='cpu', after_item=[Documented(),ToTensor()],
-                          after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=False)])
-
 # --- the item pipeline against the bare Compose ---------------------------------------------------------------------
 
 def loader(n=8*bs):
     import torch
-    from cifar_fast.all import cifar_dls,get_policy
+    from cifar_fast.all import cifar_dls,get_policy,get_recipe
+    from cifar_fast.bench import _noise,_stock_learner
     import albumentations as A
     torch.set_num_threads(1)
-    ims,compose = images(n),A.Compose(get_policy('assignment'), strict=True)
-    ours,stock = cifar_dls(ims, bs=bs, policy='assignment', device='cpu').train,stock_dls(ims, compose).train
+    ims,compose,cpu = _noise(n, bs, 32),A.Compose(get_policy('assignment'), strict=True),torch.device('cpu')
+    stock = _stock_learner(get_recipe('assignment'), ims, cpu, 0).dls.train
+    items,whole = (cifar_dls(ims, bs=bs, policy='assignment', device=cpu, pipeline=o).train for o in ('item','device'))
     def bare():
         for x in ims.train_x: compose(image=x)
     def drain(dl):
         for b in dl: pass
-    ways = {'bare A.Compose': bare, 'cifar_dls, 0 workers': lambda: drain(ours), 'fastai with PIL images': lambda: drain(stock)}
+    ways = {'bare A.Compose': bare, 'cifar_dls, one by one, 0 workers': lambda: drain(items), 'cifar_dls, whole batches': lambda: drain(whole),
+            'fastai with PIL images': lambda: drain(stock)}
     show('Augmented, normalised batches of 512 (policy: assignment), one thread', race(ways, n), 'bare A.Compose')
 
 # --- Grad-CAM against the grad-cam package --------------------------------------------------------------------------

@@ -23,7 +23,8 @@ def answers(folder, run_script, tmp_path_factory):
         lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--smoothing',2], valid=[*base,d/'v','--valid',1.5], model_args=['--args','width 4'],
         model_arg=[*base,d/'m','--args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
         resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'], resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
-        nan=[*base,d/'nan','--lr',1e30,'--epochs',3])
+        nan=[*base,d/'nan','--lr',1e30,'--epochs',3], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
+        graph=[*base,d/'g','--graph','--device','cpu'], pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--workers',2])
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
@@ -31,7 +32,8 @@ def answers(folder, run_script, tmp_path_factory):
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='at least 1', epochs='at least 1', peak='peak', lr_negative='learning rate',
     lr_zero='learning rate', lr_nan='learning rate', smoothing='label smoothing', valid='1.5', model_args='NAME=VALUE', model_arg='wide', kept='not empty',
     other='another run', file='is a file', resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out what sets its lr',
-    nan='learning rate was').items())
+    nan='learning rate was', device="no device 'gpu' here: choose from cpu", no_cuda="no device 'cuda:99' here", graph='leave out --graph',
+    pipeline="did you mean 'item'", workers="pipeline='item'").items())
 def test_one_line(answers, name, message):
     code,out,err = answers[1][name]
     assert code==2, (out,err)

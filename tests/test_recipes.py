@@ -10,11 +10,12 @@ from cifar_fast.runs import Checkpoint,Run
 def rows(path):
     with open(path) as f: return [{k: float(v) for k,v in r.items()} for r in csv.DictReader(f)]
 
+@pytest.mark.parametrize('pipeline', ['device','item'])
 @pytest.mark.parametrize('name', recipes)
-def test_trains_as_it_says(folder, tmp_path, name):
+def test_trains_as_it_says(folder, tmp_path, name, pipeline):
     "One epoch of three steps, with the recipe's own net: what was recorded is what the recipe promises"
     r = get_recipe(name).but(data=str(folder), epochs=1, bs=24, size=16)
-    results = train_recipe(r, tmp_path/'run', precision='fp32', quiet=True)
+    results = train_recipe(r, tmp_path/'run', precision='fp32', quiet=True, pipeline=pipeline)
     run,f = Run(tmp_path/'run'),r.scheds()
     assert run_recipe(run)==r and 0<=results['test_accuracy']<=1 and results['epochs']==1
     steps = rows(run/'steps.csv')

@@ -59,7 +59,7 @@ def test_seeds(done):
     "Seed 0 of several is the run of seed 0; what is finished is not trained again"
     d,res = done
     assert json.loads((d/'seeds'/'seed0'/'results.json').read_text())['test_accuracy']==json.loads((d/'a'/'results.json').read_text())['test_accuracy']
-    assert 'standard deviation' in res['seeds'][1] and res['seeds_again'][1].splitlines()[:4]==res['seeds'][1].splitlines()[:4]
+    assert ' ± ' in res['seeds'][1] and res['seeds_again'][1].splitlines()[:4]==res['seeds'][1].splitlines()[:4]
 
 def test_set(done): assert Run(done[0]/'set').config['recipe']['nesterov'] is False
 

@@ -1,0 +1,31 @@
+"""What each trick of a recipe brings, measured by leaving it out: `python tests/ablate.py speedrun ARCHIVE OUT [NAME=VALUE,…]`
+
+A measurement, not a test. Every variant is trained with the same two seeds; the values at the end, as `--set` takes them, make it affordable, such as `epochs=5,model_args={'width':32}`."""
+import statistics,sys
+from pathlib import Path
+import albumentations as A
+from cifar_fast.augment import policies
+from cifar_fast.cli import _parse_args
+from cifar_fast.recipes import get_recipe,train_seeds
+
+def flipped(name): return lambda size, fill: [*policies[name](size, fill), A.HorizontalFlip(p=.5)]
+policies.update(flip_crop2=flipped('crop2'))
+
+def variants(r):
+    "The recipe, and the recipe without each of its tricks"
+    yield 'all of it',r
+    if r.model_args.get('whiten', r.model=='speed_net'): yield 'a learned first layer',r.but(model_args=dict(r.model_args, whiten=False))
+    if r.alternate: yield 'random flips',r.but(alternate=False, policy={'crop':'flip_crop','crop2':'flip_crop2'}[r.policy])
+    if r.label_smoothing: yield 'hard targets',r.but(label_smoothing=0.)
+    if r.sizes: yield 'full size throughout',r.but(sizes=())
+    if r.ema: yield 'no averaged weights',r.but(ema=0.)
+
+def mean_sd(xs): return f'{statistics.mean(xs):.2%} ± {statistics.stdev(xs):.2%}'
+
+name,data,out,*values = sys.argv[1:]
+base = get_recipe(name).but(data=data, **_parse_args(values[0] if values else ''))
+print(f'{"":<24}{"accuracy":>18}{"flips and shifts":>18}{"training":>10}')
+for label,r in variants(base):
+    runs = train_seeds(r, Path(out)/label.replace(' ', '_'), 2, quiet=True)['runs']
+    tta = mean_sd([o['tta_accuracy'] for o in runs]) if r.tta else ''
+    print(f"{label:<24}{mean_sd([o['test_accuracy'] for o in runs]):>18}{tta:>18}{statistics.mean(o['train_seconds'] for o in runs):>8.0f} s", flush=True)
