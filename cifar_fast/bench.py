@@ -376,7 +376,7 @@ def _rates_table(res):
 def _epoch_table(res):
     'Where the time goes'
     e = res['epoch']
-    names = dict(data='gather, augment, normalise', step='forward, backward, optimizer', rest="fastai's loop: what is left",
+    names = dict(data='gather, augment, normalise', step='forward, backward, optimizer', rest="fastai's loop: what is left (below 0: noise)",
                  valid='validation of 10,000 images')
     whole = e['train']+e['valid']
     return [['an epoch of the device pipeline', 'seconds', 'share'], *[[v, f'{e[k]:.3g}', f'{e[k]/whole:.1%}'] for k,v in names.items()]]
