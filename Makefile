@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export MPLBACKEND = Agg
 
-.PHONY: help demo test test-newest clean
+.PHONY: help demo test test-newest docs clean
 help:
 	@echo 'make demo          train on the embedded data: about a minute on two cores'
 	@echo 'make test          everything that must pass: export, notebooks, tests'
+	@echo 'make docs          the documentation site, in docs/_build: no network, no notebook runs'
 	@echo 'make test-newest   the library with the newest fastai, in an environment of its own'
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
@@ -34,5 +35,8 @@ test-newest: $(VENV)-newest/.ready
 	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
 	$(VENV)-newest/bin/python -m pytest -q -n 2 --dist loadfile tests
 
+docs: $(VENV)/.ready
+	$(BIN)/python docs/make_site.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest build *.egg-info
+	rm -rf $(VENV) $(VENV)-newest build docs/_build *.egg-info
