@@ -53,7 +53,10 @@ def _fingerprint(train_x, train_y, test_x, test_y, vocab):
 # %% ../nbs/02_data.ipynb #8219133b
 def _line(e): return (str(e) or repr(e)).splitlines()[0].rstrip('.:,')  # an error inside another one's sentence
 
-def image_array(im, size=None):
+def image_array(
+    im:Image.Image, # Any picture
+    size:int=None   # Resize to this many pixels a side; None: leave it
+)->np.ndarray: # uint8, height × width × 3
     'PIL image `im` as a uint8 array H×W×3, resized to `size`×`size` if given'
     if im.mode=='F': raise ValueError('its pixels are floating-point numbers of unknown range; store it with 8 or 16 bits')
     if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im).clip(0, 65535)//256).astype(np.uint8))

@@ -110,7 +110,9 @@ def check(self:Recipe):
 
 # %% ../nbs/18_recipes.ipynb #c9384430
 @patch
-def but(self:Recipe, **changes)->Recipe:
+def but(self:Recipe,
+    **changes # Names of values and what they shall be
+)->Recipe:
     'This recipe with some values changed; `None` leaves a value as it is'
     c = {k: v for k,v in changes.items() if v is not None}
     for k,v in c.items(): _check_kind(k, v)

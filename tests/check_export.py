@@ -1,5 +1,5 @@
-"Are the modules and the notebooks what `nbdev_export` and `nbdev_clean` make of them?"
-import shutil,subprocess,sys,tempfile
+"Are the modules and the notebooks what `nbdev_export` and `nbdev_clean` make of them, and the saved outputs without warnings?"
+import json,shutil,subprocess,sys,tempfile
 from pathlib import Path
 
 root,bin_dir = Path(__file__).resolve().parent.parent,Path(sys.executable).parent
@@ -14,4 +14,6 @@ with tempfile.TemporaryDirectory() as d:
     before,after = contents(root),contents(copy)
 differ = sorted(str(k) for k in before.keys()|after.keys() if before.get(k)!=after.get(k) and 'checkpoints' not in str(k))
 if differ: sys.exit(f'run nbdev_export and nbdev_clean, then commit: they change {", ".join(differ)}')
+warned = [p.name for p in sorted((root/'nbs').rglob('*.ipynb')) if any(o.get('name')=='stderr' for c in json.loads(p.read_text())['cells'] for o in c.get('outputs', []))]
+if warned: sys.exit(f'outputs on stderr, warnings most likely, are saved in {", ".join(warned)}: mend the cause and run them again')
 print(f'nbdev_export and nbdev_clean leave {len(before)} files as they are')
