@@ -138,6 +138,7 @@ class History(Callback):
 
     def after_train(self):
         "Wait for the device, read the losses, and put the epoch's own mean loss into the table"
+        self.trained = self.trained and len(self.sizes)>0
         if not self.trained: return
         steps,rec = self.steps[self.done:],self.recorder
         losses = torch.stack([s['loss'] for s in steps]).tolist()
@@ -165,7 +166,8 @@ def _rehearsal(learn):
     'Batches of noise, one of each shape that the training will have; what they do to the model is undone'
     with no_random(reproducible=False):
         x = learn.dls.train.new().one_batch()[0]  # of another loader, as a loader has random numbers of its own
-        sides = {x.shape[-1]} | {s for _,s in learn.progressive_resize.sizes} if hasattr(learn, 'progressive_resize') else {x.shape[-1]}
+        sizes = learn.progressive_resize.sizes if hasattr(learn, 'progressive_resize') else ()
+        sides = {x.shape[-1], *(side for _,side in sizes)}
         kept = [(b,b.clone()) for b in learn.model.buffers()]
         dtype = learn.autocast.dtype if hasattr(learn, 'autocast') else None
         learn.model.train()
