@@ -459,7 +459,7 @@ def _facts(device):
     return dict(
         date=time.strftime('%Y-%m-%d %H:%M'),
         hardware=dict(device=torch.cuda.get_device_name(device) if cuda else device.type, cpu=_cpu_name(), cores=os.cpu_count(),
-                      threads=torch.get_num_threads(), system=platform.platform(terse=True),
+                      threads=torch.get_num_threads(), system=f'{platform.system()} {platform.machine()}',
                       memory="of the device, PyTorch's tensors" if cuda else 'of the process, with its libraries and images'),
         versions=dict(python=platform.python_version(), **libs, **(dict(CUDA=torch.version.cuda, driver=_driver()) if cuda else {})))
 
