@@ -1,7 +1,7 @@
 """What each trick of a recipe brings, measured by leaving it out: `python tests/ablate.py speedrun ARCHIVE OUT [NAME=VALUE,…]`
 
 A measurement, not a test. Every variant is trained with the same two seeds; the values at the end, as `--set` takes them, make it affordable, such as `epochs=5,model_args={'width':32}`."""
-import statistics,sys
+import sys
 from pathlib import Path
 import albumentations as A
 from cifar_fast.augment import policies
@@ -20,12 +20,11 @@ def variants(r):
     if r.sizes: yield 'full size throughout',r.but(sizes=())
     if r.ema: yield 'no averaged weights',r.but(ema=0.)
 
-def mean_sd(xs): return f'{statistics.mean(xs):.2%} ± {statistics.stdev(xs):.2%}'
+def mean_sd(res, kind=''): return f"{res[f'{kind}mean']:.2%} ± {res[f'{kind}sd']:.2%}"
 
 name,data,out,*values = sys.argv[1:]
 base = get_recipe(name).but(data=data, **_parse_args(values[0] if values else ''))
 print(f'{"":<24}{"accuracy":>18}{"flips and shifts":>18}{"training":>10}')
 for label,r in variants(base):
-    runs = train_seeds(r, Path(out)/label.replace(' ', '_'), 2, quiet=True)['runs']
-    tta = mean_sd([o['tta_accuracy'] for o in runs]) if r.tta else ''
-    print(f"{label:<24}{mean_sd([o['test_accuracy'] for o in runs]):>18}{tta:>18}{statistics.mean(o['train_seconds'] for o in runs):>8.0f} s", flush=True)
+    res = train_seeds(r, Path(out)/label.replace(' ', '_'), 2, quiet=True)
+    print(f"{label:<24}{mean_sd(res):>18}{mean_sd(res, 'tta_') if r.tta else '':>18}{res['seconds_mean']:>8.0f} s", flush=True)
