@@ -7,8 +7,8 @@ export MPLBACKEND = Agg
 .PHONY: help demo test test-newest docs clean
 help:
 	@echo 'make demo          train on the embedded data: about a minute on two cores'
-	@echo 'make test          everything that must pass: export, notebooks, tests'
-	@echo 'make docs          the documentation site, in docs/_build: no network, no notebook runs'
+	@echo 'make test          everything that must pass: linter, export, notebooks and their outputs, tests'
+	@echo 'make docs          README.md, and the documentation site in docs/_build: no network, no notebook runs'
 	@echo 'make test-newest   the library with the newest fastai, in an environment of its own'
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
@@ -22,8 +22,9 @@ demo: $(VENV)/.ready
 	$(BIN)/cifar_fast_train --recipe demo
 
 test: $(VENV)/.ready
+	$(BIN)/ruff check
 	$(BIN)/python tests/check_export.py
-	cd nbs && OMP_NUM_THREADS=1 ../$(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python tests/check_outputs.py
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # fastcore 2 and nbdev 2.4 exclude each other, so this environment has the library and pytest only
@@ -36,6 +37,7 @@ test-newest: $(VENV)-newest/.ready
 	$(VENV)-newest/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 docs: $(VENV)/.ready
+	$(BIN)/python docs/make_readme.py
 	$(BIN)/python docs/make_site.py
 
 clean:

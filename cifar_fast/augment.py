@@ -46,7 +46,7 @@ def use_global_rng(
     rngs = np.random.Generator(np.random.get_bit_generator()), random.seed.__self__  # the instance behind `random.random()`
     for aug in augs: aug.set_random_state(*rngs)
 
-# %% ../nbs/03_augment.ipynb #9fd32095
+# %% ../nbs/03_augment.ipynb #91688b88
 class AlbumentationsTransform(ItemTransform):
     'Apply the Albumentations pipeline `train_aug` to training images and `valid_aug` to all others'
     order = 2
@@ -64,12 +64,13 @@ class AlbumentationsTransform(ItemTransform):
 
     @property
     def name(self):
+        'What it does to which set: how a pipeline of fastai prints it'
         train,valid = (', '.join(type(t).__name__ for t in aug) or 'nothing' for aug in (self.train_aug,self.valid_aug))
         return f'{type(self).__name__}(train: {train}; valid: {valid})'
     def __repr__(self): return self.name
     def __getstate__(self): return {**self.__dict__, '_pid': None}
 
-# %% ../nbs/03_augment.ipynb #e409d889
+# %% ../nbs/03_augment.ipynb #d049ded7
 @patch
 def _enter_process(self:AlbumentationsTransform):
     'Tie the pipelines to the generators of this process'
@@ -77,6 +78,7 @@ def _enter_process(self:AlbumentationsTransform):
     if get_worker_info() is not None: cv2.setNumThreads(0)
     self._pid = os.getpid()
 
+# %% ../nbs/03_augment.ipynb #44083dee
 @patch
 def augment_array(self:AlbumentationsTransform,
     img:np.ndarray|Image.Image, # RGB image; an array has to be uint8, height x width x 3
@@ -88,6 +90,7 @@ def augment_array(self:AlbumentationsTransform,
     res = _check(np.asarray(img), 'the input of an AlbumentationsTransform', img)
     return _check(aug(image=res)['image'], 'the output of an Albumentations pipeline') if len(aug) else res
 
+# %% ../nbs/03_augment.ipynb #fb69c81d
 @patch
 def augment(self:AlbumentationsTransform,
     img:np.ndarray|Image.Image, # RGB image; an array has to be uint8, height x width x 3

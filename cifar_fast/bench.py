@@ -30,17 +30,12 @@ except ImportError: resource = None  # Windows
 # %% auto #0
 __all__ = ['training_flops', 'bench']
 
-# %% ../nbs/22_bench.ipynb #116e7367
-def _net(recipe):
-    "The recipe's net; a whitening layer is frozen, as in training"
-    net = get_model(recipe.model, **recipe.model_args)
-    if hasattr(net, 'whiten'): whiten_(net.whiten, torch.randn(64,3,32,32))
-    return net
-
+# %% ../nbs/22_bench.ipynb #39813922
 def _leaves(s):
     'The rows of a summary that contain no others'
     return [o for o in s.rows if not any(p.name.startswith(f'{o.name}.') for p in s.rows)]
 
+# %% ../nbs/22_bench.ipynb #116e7367
 def training_flops(
     model:nn.Module, # Any model whose layers are called one after another
     size:int=32      # Side of the images in pixels
@@ -52,16 +47,24 @@ def training_flops(
         total,before = total + o.macs*(1+own+before),before or own
     return 2*total
 
+# %% ../nbs/22_bench.ipynb #e56dd68c
+def _net(recipe):
+    "The recipe's net; a whitening layer is frozen, as in training"
+    net = get_model(recipe.model, **recipe.model_args)
+    if hasattr(net, 'whiten'): whiten_(net.whiten, torch.randn(64,3,32,32))
+    return net
+
 # %% ../nbs/22_bench.ipynb #4fde625c
 def _activation_bytes(model, size, itemsize):
     'Estimate of the bytes that the activations of one image move in a training step: 5 × outputs of all layers × `itemsize`'
     return 5*itemsize*sum(math.prod(o.shape) for o in _leaves(model_summary(model, size)))
 
-# %% ../nbs/22_bench.ipynb #90323fbb
+# %% ../nbs/22_bench.ipynb #fa1b368d
 def _sync(device):
     'Wait until `device` has done what it was asked to'
     if device.type in ('cuda','mps'): getattr(torch, device.type).synchronize()
 
+# %% ../nbs/22_bench.ipynb #90323fbb
 def _fastest(f, device, seconds=.1, tries=5):
     'Seconds of one call of `f`: the best of `tries` stretches of about `seconds`'
     def stretch(n):
@@ -74,17 +77,19 @@ def _fastest(f, device, seconds=.1, tries=5):
     n = max(1, int(seconds/stretch(1)))
     return min(stretch(n) for _ in range(tries))
 
-# %% ../nbs/22_bench.ipynb #d0047153
+# %% ../nbs/22_bench.ipynb #b4fe08d0
 def _matrix_rate(n, dtype, device):
     'Operations per second of the product of two `n`×`n` matrices'
     a,b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2*n**3/_fastest(lambda: a@b, device)
 
+# %% ../nbs/22_bench.ipynb #297f7c93
 def _bandwidth(mib, device):
     'Bytes per second that a copy of `mib` MiB reads and writes'
     a,b = (torch.ones(mib<<18, device=device) for _ in range(2))
     return 2*a.nbytes/_fastest(lambda: b.copy_(a), device)
 
+# %% ../nbs/22_bench.ipynb #d0047153
 def _machine(device, precision):
     "This machine's best matrix rate and its bandwidth; fp32 as convolutions have it, with TF32 where there is any"
     cuda,was = device.type=='cuda',torch.get_float32_matmul_precision()
@@ -113,6 +118,7 @@ class _Laps:
         self.laps.append((time.perf_counter()-start)/n)
         del self.plan[:1]
 
+# %% ../nbs/22_bench.ipynb #1abaacb2
 def _timed(dl):
     'Turn `dl` into a timed loader; all else about it stays as it was'
     class Timed(_Laps, type(dl)): pass
@@ -138,8 +144,7 @@ def _stock_learner(recipe, ims, device, workers):
     ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(n),range(n,len(items))])
     dls = ds.dataloaders(bs=recipe.bs, num_workers=workers, device=device, after_item=[Documented(),ToTensor()],
                          after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=device.type=='cuda')])
-    loss_func = CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing)
-    return Learner(dls, _net(recipe), loss_func=loss_func,
+    return Learner(dls, _net(recipe), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
                    opt_func=partial(SGD, mom=recipe.mom), wd=recipe.wd, metrics=accuracy)
 
 # %% ../nbs/22_bench.ipynb #036be793
@@ -157,7 +162,10 @@ class _WithLearner:
 
 # %% ../nbs/22_bench.ipynb #307923c8
 @patch
-def parts(self:_WithLearner, n, n_valid):
+def parts(self:_WithLearner,
+    n,      # Batches to load
+    n_valid # Batches to validate
+):
     'Seconds per image of the loader alone, and of a validation'
     self.train.plan,self.valid.plan = [1,n],[1,n_valid]
     for _ in range(2):
@@ -167,12 +175,13 @@ def parts(self:_WithLearner, n, n_valid):
     seen = min(n_valid*self.valid.bs, len(self.valid.dataset))
     return dict(data=self.train.laps[-1]/self.train.bs, valid=self.valid.laps[-1]*math.ceil(seen/self.valid.bs)/seen)
 
-# %% ../nbs/22_bench.ipynb #c0e05c4a
+# %% ../nbs/22_bench.ipynb #ffb978ca
 def _hypers(recipe, n):
     'The optimizer settings of each of `n` steps'
     names = dict(lr='lr', mom='momentum')
     return [{names[k]: float(f(i/n)) for k,f in recipe.scheds().items()} for i in range(n)]
 
+# %% ../nbs/22_bench.ipynb #c0e05c4a
 def _hand_steps(net, opt, batches, hypers, dtype=None, label_smoothing=0., l1=0., averaged=None):
     'Train `net` on `batches`, one step for each of `hypers`'
     kind = next(net.parameters()).device.type
@@ -229,11 +238,12 @@ class _ByHand:
         _sync(self.device)
         return dict(step_s=(time.perf_counter()-start)/n)
 
-# %% ../nbs/22_bench.ipynb #fadda784
+# %% ../nbs/22_bench.ipynb #afc74b03
 _contenders = dict(stock='stock fastai', item='item pipeline', device='device pipeline', compile='device pipeline, compiled',
-                   graph='device pipeline, CUDA graph',
-                   compile_graph='device pipeline, compiled, CUDA graph', loop='loop by hand', resident='loop by hand, no data work')
+                   graph='device pipeline, CUDA graph', compile_graph='device pipeline, compiled, CUDA graph',
+                   loop='loop by hand', resident='loop by hand, no data work')
 
+# %% ../nbs/22_bench.ipynb #fadda784
 def _contender(name, recipe, ims, device, precision, workers):
     'The contender called `name`, built'
     if name=='stock':
@@ -245,13 +255,14 @@ def _contender(name, recipe, ims, device, precision, workers):
                            pipeline='item' if item else 'device', **how)
     return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.but(epochs=n)))
 
-# %% ../nbs/22_bench.ipynb #15e61f0c
+# %% ../nbs/22_bench.ipynb #21e65ca9
 def _why(e):
     'An exception in one line'
     if isinstance(e, CifarFastError): return str(e)
     if isinstance(e, (MemoryError,torch.OutOfMemoryError)): return 'out of memory'
     return f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]
 
+# %% ../nbs/22_bench.ipynb #15e61f0c
 def _peak_memory(device):
     'Most bytes in use so far: of the device, or of the process; None where nobody counts'
     if device.type=='cuda': return torch.cuda.max_memory_allocated(device)
@@ -259,18 +270,20 @@ def _peak_memory(device):
     except (OSError,TypeError): pass
     return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
+# %% ../nbs/22_bench.ipynb #fe64e192
 def _release(device):
     'Give unused memory back'
     if device.type in ('cuda','mps'): getattr(torch, device.type).empty_cache()
     trim_memory()
 
-# %% ../nbs/22_bench.ipynb #11bbb989
+# %% ../nbs/22_bench.ipynb #3c3a21c5
 def _build(name, recipe, n, n_test, device, precision, workers):
     'The contender that the first line asks for'
     recipe,device = Recipe(**recipe),torch.device(device)
     if name!='stock': keep_freed_memory()
     return _contender(name, recipe, _noise(n, n_test, recipe.size or 32), device, precision, workers)
 
+# %% ../nbs/22_bench.ipynb #11bbb989
 def _serve():
     'The life of a contender: build it, then answer every line with one'
     reply = os.fdopen(os.dup(1), 'w')
@@ -283,8 +296,8 @@ def _serve():
         if do!='build': return getattr(contender, do)(**kwargs)
         contender = _build(**spec)
         return dict(per_epoch=contender.per_epoch)
-    contender,asks = None,['{"do": "build"}']
-    for line in itertools.chain(asks, sys.stdin):
+    contender = None
+    for line in itertools.chain(['{"do": "build"}'], sys.stdin):
         try: res = dict(obey(**json.loads(line)), memory=_peak_memory(device))
         except Exception as e: res = dict(error=_why(e))
         _release(device)
@@ -320,6 +333,7 @@ def _last_words(self:_Child):
     self.log.seek(0)
     return (self.log.read().strip().splitlines() or ['ended'])[-1]
 
+# %% ../nbs/22_bench.ipynb #8260a41f
 @patch
 def answer(self:_Child):
     'What it has to say; the reason, as `error`, if it failed'
@@ -355,11 +369,12 @@ def _epoch(rate, resident, data, valid):
     train,step = 50_000/rate,50_000/resident
     return dict(data=50_000*data, step=step, rest=train-50_000*data-step, train=train, valid=10_000*valid)
 
-# %% ../nbs/22_bench.ipynb #10abdd9d
+# %% ../nbs/22_bench.ipynb #c3c44424
 def _num(x): return f'{x:,.0f}' if x>=100 else f'{x:.3g}'
 def _median(rates): return statistics.median(rates) if rates else None
 def _rates_of(res, name): return first(c['rates'] for c in res['contenders'] if c['name']==name and not c['error'])
 
+# %% ../nbs/22_bench.ipynb #10abdd9d
 def _contender_row(c, loop):
     'The cells of one contender'
     if c['error']: return [_contenders[c['name']], f"failed: {c['error']}", *['']*5]
@@ -367,6 +382,7 @@ def _contender_row(c, loop):
     ratio,memory = f'{_median([a/b for a,b in zip(r, loop)]):.3f}' if loop else '',f'{mem/2**30:.2f} GiB' if mem else ''
     return [_contenders[c['name']], *map(_num, (_median(r),min(r),max(r))), ratio, f'{50_000/_median(r):.1f} s', memory]
 
+# %% ../nbs/22_bench.ipynb #a2063fde
 def _rates_table(res):
     'Images per second of each contender'
     head = ['training','images/s','least','most','of the loop','50,000 images','peak memory']
@@ -381,6 +397,7 @@ def _epoch_table(res):
     whole = e['train']+e['valid']
     return [['an epoch of the device pipeline', 'seconds', 'share'], *[[v, f'{e[k]:.3g}', f'{e[k]/whole:.1%}'] for k,v in names.items()]]
 
+# %% ../nbs/22_bench.ipynb #27370a99
 def _roof_table(res):
     'What the machine allows, and the share of it that is reached'
     m,roof = res['machine'],res['roofline']
@@ -391,6 +408,7 @@ def _roof_table(res):
     return [['limit', 'images/s', 'reached by the device pipeline'],
             *[[v, _num(roof[k]), f'{reached/roof[k]:.1%}' if reached else ''] for k,v in names.items()]]
 
+# %% ../nbs/22_bench.ipynb #bac4805d
 def _tables(res): return [f(res) for k,f in dict(contenders=_rates_table, epoch=_epoch_table, roofline=_roof_table).items() if res.get(k)]
 
 # %% ../nbs/22_bench.ipynb #d9c7cd03
@@ -416,6 +434,7 @@ def _text(tables, notes):
         for r in rows: yield '  '.join(c.rjust(w) if i else c.ljust(w) for i,(c,w) in enumerate(zip(r, wide))).rstrip()
     return '\n'.join([*['\n'.join(lines(rows))+'\n' for rows in tables], *notes])
 
+# %% ../nbs/22_bench.ipynb #86f3516a
 def _markdown(tables, notes):
     'Tables for a page'
     def row(cells): return f"| {' | '.join(c.replace('|', '/') for c in cells)} |"
@@ -439,12 +458,13 @@ def _draw(res, ax=None, figsize=(8,3.4)):
     ax.title.set_size(9)
     return ax
 
-# %% ../nbs/22_bench.ipynb #1faf4e18
+# %% ../nbs/22_bench.ipynb #e73bdc95
 def _cpu_name():
     'What the processor calls itself'
     try: return re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())[1].strip()
     except (OSError,TypeError): return platform.processor() or platform.machine()
 
+# %% ../nbs/22_bench.ipynb #d61af742
 def _driver():
     'Version of the GPU driver, if nvidia-smi knows'
     cmd = ['nvidia-smi','--query-gpu=driver_version','--format=csv,noheader']
@@ -452,6 +472,7 @@ def _driver():
     except (OSError,subprocess.TimeoutExpired): return
     return out.stdout.split('\n')[0].strip() or None if out.returncode==0 else None
 
+# %% ../nbs/22_bench.ipynb #1faf4e18
 def _facts(device):
     'Machine and versions'
     cuda = device.type=='cuda'
@@ -500,13 +521,12 @@ def bench(
 )->dict: # Everything that was measured, as in bench.json
     'Measure how many images a second are trained on, by this library and by others; print, save and return it'
     out,device = check_free(out),pick_device(device)
-    recipe = (get_recipe(recipe) if isinstance(recipe, str) else recipe).but(bs=bs)
     cuda,workers = device.type=='cuda',0 if device.type=='cpu' else defaults.cpus
+    recipe,small = (get_recipe(recipe) if isinstance(recipe, str) else recipe).but(bs=bs, sizes=()),quick and not cuda
     suitable = [o for o in _contenders if cuda or o not in ('compile','graph','compile_graph')]
     names = [choose(o, list(_contenders), 'contender') for o in contenders or suitable]
-    recipe = recipe.but(sizes=())
-    if quick and not cuda: recipe = recipe.but(bs=min(recipe.bs, 64))
-    n,n_test = (4096,512) if quick and not cuda else (50_000,10_000)
+    if small: recipe = recipe.but(bs=min(recipe.bs, 64))
+    n,n_test = (4096,512) if small else (50_000,10_000)
     check_value(recipe.bs<=n, 'batch size', recipe.bs, f'a whole number from 1 to {n}, the number of images')
     precision,size,net = pick_precision('auto', device),recipe.size or 32,_net(recipe)
     res = dict(_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision, size=size,

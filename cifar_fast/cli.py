@@ -62,16 +62,19 @@ def print_table(
     width = max(len(str(a)) for a,_ in rows)
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
-# %% ../nbs/23_cli.ipynb #e039268a
+# %% ../nbs/23_cli.ipynb #8493dcc1
 def _list_recipes():
     'Print the recipes, two lines each'
     for r in recipes.values():
         print(f'{r.name:<14}{r.data}, {r.model}, {r.epochs} epochs, batch {r.bs}, {r.schedule} {r.lr:g}\n{"":<14}{r.about}')
 
+# %% ../nbs/23_cli.ipynb #e039268a
 def _how_to_resume(out):
+    'The command that continues what lies in `out`'
     if (Path(out)/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
     return '. To go on, give the same command with --out ' + str(out) if (Path(out)/'seed0').exists() else ' before the training began'
 
+# %% ../nbs/23_cli.ipynb #4604cec7
 def _print_run(run, report):
     'What came out, and where it is'
     rows = result_rows(run) + [('run folder',run.path)]
@@ -86,6 +89,14 @@ def _print_seeds(out, results):
     if 'tta_mean' in results: rows.append(('over flips and shifts', f"{results['tta_mean']:.2%} ± {results['tta_sd']:.2%}"))
     rows.append(('training time', f"{results['seconds_mean']:.1f} ± {results['seconds_sd']:.1f} s"))
     print_table([*rows, ('runs in', out)])
+
+# %% ../nbs/23_cli.ipynb #22361e1b
+def _resume(resume, given, quiet, device, report):
+    'Continue the run in the folder `resume`; `given` are the options that must not be'
+    given = [k for k,v in given.items() if v is not None]
+    if given: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(given)}')
+    resume_run(resume, quiet, device)
+    _print_run(Run(resume), report)
 
 # %% ../nbs/23_cli.ipynb #7a570ff3
 _pipelines = dict(device='pipeline device: the images lie on the device and are augmented in batches',
@@ -106,7 +117,7 @@ def cifar_fast_train(
     mom:float=None,      # Momentum
     smoothing:float=None,# Share of the target spread over all classes
     policy:str=None,     # Augmentation policy
-    model:str=None,      # Net: resnet9, resnet18 or dilated_net
+    model:str=None,      # Net: resnet9, resnet18, dilated_net or speed_net
     args:str=None,       # Its arguments, such as width=16,scale=.125
     size:int=None,       # Resize images to this many pixels a side
     set:str=None,        # Any other value of the recipe, such as nesterov=False,gamma=.2
@@ -133,10 +144,7 @@ def cifar_fast_train(
         if set: values.update(_parse_args(set))
         if resume:
             given = dict(values, recipe=recipe, out=out, seed=seed or None, seeds=seeds, valid=valid or None)
-            given = [k for k,v in given.items() if v is not None]
-            if given: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(given)}')
-            resume_run(resume, quiet, device)
-            return _print_run(Run(resume), not noreport)
+            return _resume(resume, given, quiet, device, not noreport)
         chosen = get_recipe(recipe or 'assignment').but(**values)
         if seeds is not None and seed: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
         how = dict(quiet=quiet, device=device, precision=precision, workers=workers, valid=valid, pipeline=pipeline,
@@ -178,6 +186,7 @@ def _several(about):
     'The annotation of one or more words: `Param` in fastcore 1, `Annotated` in fastcore 2'
     return Param(about, str, nargs='+') if 'Param' in globals() else Annotated[str, about, dict(nargs='+')]
 
+# %% ../nbs/23_cli.ipynb #a42432d8
 @call_parse
 def cifar_fast_report(
     run:str,         # Folder of a finished run
@@ -189,28 +198,29 @@ def cifar_fast_report(
 # %% ../nbs/23_cli.ipynb #7459f8e9
 @call_parse
 def cifar_fast_compare(
-    runs:_several('Folders of finished runs, or of several seeds'),
+    runs:_several('Folders of finished runs, or of several seeds'), # Folders of finished runs, or of several seeds
     out:str=None # Page to write (default: compare.html)
 ):
     'Compare runs: one table, overlaid curves; mean and standard deviation where runs differ only in their seed'
     with _for_people(cifar_fast_compare): print(compare_runs(find_runs(runs), out or 'compare.html'))
 
-# %% ../nbs/23_cli.ipynb #96e5f286
+# %% ../nbs/23_cli.ipynb #d4d1d83b
 def _top(row, k=3):
     'The most probable classes of one image'
     return ', '.join(f"{row[f'class_{i}']} {row[f'prob_{i}']:.1%}" for i in range(1, k+1) if f'class_{i}' in row)
 
+# %% ../nbs/23_cli.ipynb #96e5f286
 @call_parse
 def cifar_fast_explain(
     run:str,             # Folder of a finished run
-    images:_several('Images, or folders of images'),
+    images:_several('Images, or folders of images'), # Files, folders with all below them, or patterns
     out:str=None,        # New folder for pictures and table (default: explained-DATE-TIME)
     layer:str=None,      # Layer of the Grad-CAM (default: the deepest)
     target:str=None      # Class to explain (default: the predicted one)
 ):
     'Show what a trained net sees in your own images'
     out = out or f'explained-{time.strftime("%Y%m%d-%H%M%S")}'
-    with _for_people(cifar_fast_explain): 
+    with _for_people(cifar_fast_explain):
         rows = explain(Run(run), images, out, layer=layer, target=target)
         print_table([(r['image'], _top(r)) for r in rows] + [('pictures and table in',out)])
 

@@ -45,7 +45,7 @@ def choose(
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ''
     raise CifarFastError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(options)}")
 
-# %% ../nbs/00_core.ipynb #552b9738
+# %% ../nbs/00_core.ipynb #88b9de8f
 def check_value(
     ok:bool,     # Is it allowed?
     name:str,    # What the value is called
@@ -55,6 +55,7 @@ def check_value(
     'Raise a `CifarFastError` unless `ok`'
     if not ok: raise CifarFastError(f'{name} is {val}: choose {allowed}')
 
+# %% ../nbs/00_core.ipynb #47e398f9
 def check_share(
     name:str,  # What the value is called
     val:float  # What was given

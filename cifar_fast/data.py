@@ -50,7 +50,7 @@ def _fingerprint(train_x, train_y, test_x, test_y, vocab):
     for a in arrs: h.update(np.ascontiguousarray(a))
     return h.hexdigest()[:16]
 
-# %% ../nbs/02_data.ipynb #8219133b
+# %% ../nbs/02_data.ipynb #bb657204
 def _line(e): return (str(e) or repr(e)).splitlines()[0].rstrip('.:,')  # an error inside another one's sentence
 
 def image_array(
@@ -64,6 +64,7 @@ def image_array(
     im = im.convert('RGB')
     return np.asarray(im.resize((size,size), Image.Resampling.BILINEAR) if size else im)
 
+# %% ../nbs/02_data.ipynb #c28b2c70
 def _decode(
     name:str,     # What to call the image in an error
     b:bytes,      # The content of its file
@@ -74,15 +75,17 @@ def _decode(
     except Exception as e:  # what Pillow raises on a damaged file depends on its format
         raise CifarFastError(f'cannot read the image {name}: {_line(e)}. Replace it or take it out') from e
 
-# %% ../nbs/02_data.ipynb #ae07afcb
+# %% ../nbs/02_data.ipynb #956321f2
 _tests = 'test','valid','val'
 _suffixes = set('.jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm'.split())
-_batches10 = dict(train=[f'data_batch_{i}' for i in range(1,6)], test=['test_batch'], meta='batches.meta', vocab='label_names', y='labels')
-_batches100 = dict(train=['train'], test=['test'], meta='meta', vocab='fine_label_names', y='fine_labels')
-_batch_files = [f for o in (_batches10,_batches100) for f in (*o['train'],*o['test'],o['meta'])]
 
 def _hidden(f): return f.startswith('.') or f=='__MACOSX'
 def _is_image(f): return os.path.splitext(f)[1].lower() in _suffixes and not _hidden(f)
+
+# %% ../nbs/02_data.ipynb #a8bc7457
+_batches10 = dict(train=[f'data_batch_{i}' for i in range(1,6)], test=['test_batch'], meta='batches.meta', vocab='label_names', y='labels')
+_batches100 = dict(train=['train'], test=['test'], meta='meta', vocab='fine_label_names', y='fine_labels')
+_batch_files = [f for o in (_batches10,_batches100) for f in (*o['train'],*o['test'],o['meta'])]
 
 # %% ../nbs/02_data.ipynb #6982e751
 class _Folder:
@@ -283,7 +286,7 @@ def _unpickle(name, b):
         return {k.decode() if isinstance(k, bytes) else k: v for k,v in d.items()}
     except Exception as e: raise CifarFastError(f'{name} is not a CIFAR batch: {_line(e)}') from e
 
-# %% ../nbs/02_data.ipynb #1a35934b
+# %% ../nbs/02_data.ipynb #b5cf94d1
 def _pixels(name, d, vocab, key):
     'Images N×32×32×3 and labels of the batch `d`'
     x,y = (d['data'] if isinstance(d.get('data'), _Bytes) else _Bytes).a,d.get(key)
@@ -293,6 +296,7 @@ def _pixels(name, d, vocab, key):
     if bad: raise CifarFastError(f'{name} is not a CIFAR batch: {bad}')
     return np.ascontiguousarray(x.reshape(-1,3,32,32).transpose(0,2,3,1)),np.array(y, dtype=np.int64)
 
+# %% ../nbs/02_data.ipynb #0669fb27
 def _class_names(name, d, key):
     vs = d.get(key)
     if not isinstance(vs, list) or not vs or not all(isinstance(v, (bytes,str)) for v in vs):
@@ -365,7 +369,7 @@ def _save(entry, d):
         with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **d)
     except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
 
-# %% ../nbs/02_data.ipynb #1c9fc0df
+# %% ../nbs/02_data.ipynb #1306095a
 def _read(src, size):
     'The arrays in the folder or archive `src`, with their fingerprint'
     found = _find_images(src.names, src.path)
@@ -375,6 +379,7 @@ def _read(src, size):
                                "or CIFAR's pickled batches")
     return dict(zip(_fields, res), fingerprint=_fingerprint(*res))
 
+# %% ../nbs/02_data.ipynb #d845352e
 def _draw(size):
     'The arrays of `shapes10`, masks included'
     o = shapes10(size=size or 32)

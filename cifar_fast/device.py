@@ -16,10 +16,23 @@ import albumentations as A  # after fastai, whose star import binds another `A`
 __all__ = ['BatchTransform', 'BatchCrop', 'BatchPad', 'BatchFlip', 'BatchCutout', 'BatchAffine', 'device_tfms', 'ImageItems',
            'ArrayDL', 'DeviceDL']
 
-# %% ../nbs/04_device.ipynb #f7132960
+# %% ../nbs/04_device.ipynb #801425f7
 class BatchTransform(RandTransform):
     'Base of augmentations of a whole batch of uint8 images: a subclass has `draw` and `apply`'
-    def before_call(self, x, split_idx):
+    def draw(self,
+        n:int,               # Number of images
+        h:int,               # Their height, in pixels
+        w:int,               # Their width, in pixels
+        device:torch.device  # Where the numbers are made
+    )->dict: # A tensor for each parameter of `apply`, with one number an image
+        'The random numbers of a batch; each subclass has its own'
+        raise NotImplementedError
+
+    def before_call(self,
+        x:Tensor,      # Images, uint8, N×H×W×3
+        split_idx:int  # 0 in training, 1 or None otherwise
+    ):
+        'Draw the numbers if this is training'
         self.do = split_idx==0
         if self.do: self.params = self.draw(*x.shape[:3], x.device)
 
@@ -32,26 +45,33 @@ class BatchTransform(RandTransform):
         x = self.apply(x.contiguous(), **self.params).permute(0,3,1,2).as_subclass(TensorImage)
         return (x,*ys) if isinstance(b, tuple) else x
 
-    @property
-    def name(self):
-        args = [o for o in inspect.signature(type(self).__init__).parameters if o in self.__stored_args__]
-        return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in args)})"
-    def __repr__(self): return self.name
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='params'}  # tensors of the last batch, on its device
+
+# %% ../nbs/04_device.ipynb #70624c57
+@patch(as_prop=True)
+def name(self:BatchTransform):
+    'The class and its arguments'
+    args = [o for o in inspect.signature(type(self).__init__).parameters if o in self.__stored_args__]
+    return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in args)})"
+
+@patch
+def __repr__(self:BatchTransform): return self.name
 
 # %% ../nbs/04_device.ipynb #4d1b8373
 @lru_cache
 def _color(fill, device): return torch.tensor(fill, dtype=torch.uint8, device=device)
 
-# %% ../nbs/04_device.ipynb #e354e957
+# %% ../nbs/04_device.ipynb #ac6dbe1d
 def _mirror(i, n):
     'Fold the numbers `i` into 0…`n`-1 by mirrors at the first and the last one, which are not repeated'
     return n-1-(i.remainder(2*n-2)-n+1).abs()
 
+# %% ../nbs/04_device.ipynb #f53b2be3
 def _pixels(iy, ix, h, w):
     'Numbers, among all pixels of a batch of `h`×`w` images, of the pixels in rows `iy` and columns `ix` of each image; N×rows×columns'
     return (torch.arange(len(iy), device=iy.device)[:,None]*h+iy)[:,:,None]*w+ix[:,None]
 
+# %% ../nbs/04_device.ipynb #8963330e
 def _window(x, top, left, size, fill=None):
     'The window of `size` that begins `top`,`left` of each image of `x`, which may be outside'
     n,h,w,c = x.shape
@@ -63,7 +83,7 @@ def _window(x, top, left, size, fill=None):
         idx,px = _pixels(iy, ix, h, w).masked_fill(outside, len(px)), torch.cat((px, _color(fill, x.device)[None]))
     return px.index_select(0, idx.view(-1)).view(n, *size, c)
 
-# %% ../nbs/04_device.ipynb #b63fdc11
+# %% ../nbs/04_device.ipynb #bafda9ff
 def _sides(size): return (size,size) if isinstance(size, int) else tuple(size)
 
 def _padding(h, w, pad_to):
@@ -71,6 +91,7 @@ def _padding(h, w, pad_to):
     padded = [max(o) for o in zip((h,w), pad_to or (0,0))]
     return padded, [(p-o)//2 for p,o in zip(padded, (h,w))]
 
+# %% ../nbs/04_device.ipynb #ce001bb8
 class BatchCrop(BatchTransform):
     'Pad, and cut out a window: for each image at a random place of its own, or in the middle'
     def __init__(self,
@@ -84,6 +105,7 @@ class BatchCrop(BatchTransform):
         store_attr()
 
     def draw(self, n, h, w, device):
+        'The places of the windows'
         room = [p-s for p,s in zip(_padding(h, w, self.pad_to)[0], self.size)]
         if min(room)<0: raise CifarFastError(f'{self} does not fit into images of {h}×{w} pixels: choose a smaller size or more padding')
         if self.middle: return {k: torch.full((n,), r//2, device=device) for k,r in zip(('top','left'), room)}
@@ -98,7 +120,7 @@ class BatchCrop(BatchTransform):
         _,(py,px) = _padding(*x.shape[1:3], self.pad_to)
         return _window(x, top-py, left-px, self.size, self.fill)
 
-# %% ../nbs/04_device.ipynb #232df7c3
+# %% ../nbs/04_device.ipynb #81a0f7bb
 class BatchPad(BatchTransform):
     'Pad all images of a batch alike'
     def __init__(self,
@@ -108,7 +130,9 @@ class BatchPad(BatchTransform):
         super().__init__()
         size = _sides(size)
         store_attr()
-    def draw(self, n, h, w, device): return {}
+    def draw(self, n, h, w, device):
+        'Nothing is random here'
+        return {}
     def apply(self,
         x:Tensor # Images, uint8, N×H×W×3
     )->Tensor: # Padded images
@@ -116,7 +140,7 @@ class BatchPad(BatchTransform):
         padded,pad = _padding(*x.shape[1:3], self.size)
         return _window(x, *(torch.full((len(x),), -p, device=x.device) for p in pad), padded, self.fill)
 
-# %% ../nbs/04_device.ipynb #f7650f3a
+# %% ../nbs/04_device.ipynb #51ec7222
 class BatchFlip(BatchTransform):
     'Mirror each image from left to right with probability `p`'
     def __init__(self,
@@ -124,7 +148,9 @@ class BatchFlip(BatchTransform):
     ):
         super().__init__(p=p)
         store_attr()
-    def draw(self, n, h, w, device): return dict(flip=torch.rand(n, device=device)<self.p)
+    def draw(self, n, h, w, device):
+        'Which images are mirrored'
+        return dict(flip=torch.rand(n, device=device)<self.p)
     def apply(self,
         x:Tensor,   # Images, uint8, N×H×W×3
         flip:Tensor # N bools
@@ -132,7 +158,7 @@ class BatchFlip(BatchTransform):
         'Mirror the images for which `flip` is true'
         return torch.cat((x, x.flip(2))).index_select(0, torch.arange(len(x), device=x.device)+len(x)*flip)
 
-# %% ../nbs/04_device.ipynb #6c7ae4a6
+# %% ../nbs/04_device.ipynb #9b39e6f0
 class BatchCutout(BatchTransform):
     'Cut one hole, at a random place, into each image with probability `p`'
     def __init__(self,
@@ -146,6 +172,7 @@ class BatchCutout(BatchTransform):
     def _hole(self, h, w): return min(h, self.height),min(w, self.width)
 
     def draw(self, n, h, w, device):
+        'The places of the holes, and which images get one'
         hh,hw = self._hole(h, w)
         return dict(top=torch.randint(h-hh+1, (n,), device=device), left=torch.randint(w-hw+1, (n,), device=device),
                     cut=torch.rand(n, device=device)<self.p)
@@ -178,6 +205,7 @@ class BatchAffine(BatchTransform):
         store_attr()
 
     def draw(self, n, h, w, device):
+        'Shifts, zooms, angles, and which images are changed'
         def whole(lo, hi): return torch.randint(lo, hi+1, (n,), device=device)
         def real(lo, hi): return torch.rand(n, device=device)*(hi-lo)+lo
         return dict(dx=whole(*self.shift_x), dy=whole(*self.shift_y), scale=real(*self.scale), degrees=real(*self.degrees),
@@ -221,7 +249,7 @@ def _border(t):
     if t.border_mode==cv2.BORDER_CONSTANT: return _fill(t)
     _need(t, border_mode=cv2.BORDER_REFLECT_101)
 
-# %% ../nbs/04_device.ipynb #16c05f5e
+# %% ../nbs/04_device.ipynb #5bc63eec
 def _pad(t):
     _need(t, p=1, position='center', pad_height_divisor=None, pad_width_divisor=None)
     return BatchPad((t.min_height,t.min_width), _border(t))
@@ -236,6 +264,7 @@ def _cutout(t):
     if h[1]<1 or w[1]<1: _refuse(t, 'a hole measured as a share of the image')
     return BatchCutout(int(h[1]), int(w[1]), _fill(t), t.p)
 
+# %% ../nbs/04_device.ipynb #c4579fc4
 def _affine(t):
     none,s = dict(x=(0,0), y=(0,0)),t.scale['x']
     _need(t, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, fit_output=False, balanced_scale=False,
@@ -268,16 +297,21 @@ def device_tfms(
     for t in tfms: x = t.apply(x, **t.draw(*x.shape[:3], x.device))
     return tfms
 
-# %% ../nbs/04_device.ipynb #11513554
+# %% ../nbs/04_device.ipynb #c491b343
 class ImageItems(Datasets): 'fastai `Datasets` over `(array, class number)` pairs that are in their final form'
 
 class ArrayDL(TfmdDL):
     'Base of loaders of image arrays'
     def get_idxs(self):
+        'The order of the images, which it remembers'
         self.idxs = super().get_idxs()
         return self.idxs
 
-    def to_detach(self, b, cpu=True, gather=True):
+    def to_detach(self,
+        b,                # Tensors, in tuples, lists or dicts
+        cpu:bool=True,    # Fetch those that are not single numbers?
+        gather:bool=True  # Bring the parts of a distributed training together?
+    ):
         "fastai's `to_detach`, but single numbers stay on their device"
         return apply(lambda o: to_detach(o, cpu=cpu and getattr(o, 'ndim', 1)>0, gather=gather), b)
 
@@ -288,17 +322,28 @@ class _Held:
 
 class DeviceDL(ArrayDL):
     'A `TfmdDL` that keeps all its images, uint8, on the device and makes its batches there'
-    @delegates(TfmdDL.__init__)
-    def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
+    def __init__(self,
+        dataset,            # `ImageItems`, or any `Datasets` whose items are an image and perhaps a label
+        bs:int=64,          # Images in a batch
+        shuffle:bool=False, # Another order in each pass?
+        num_workers:int=0,  # Accepted for the sake of fastai: there is nothing for workers to do
+        **kwargs            # Passed on to `TfmdDL`, such as `after_batch`, `drop_last` and `device`
+    ):
         self._held = _Held()
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def get_idxs(self):
+        'The order of the next pass'
         self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
         return self.idxs
 
     @delegates(TfmdDL.new)
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self,
+        dataset=None, # Another data set; None: the same, and then what is held is shared
+        cls=None,     # Class of the new loader; None: this one
+        **kwargs
+    ):
+        'A loader like this one, but for what is given'
         res = super().new(dataset, cls, **kwargs)
         if res.dataset is self.dataset and isinstance(res, DeviceDL): res._held = self._held
         return res

@@ -27,6 +27,7 @@ def _below(path):
     rel = [o.relative_to(path) for o in path.rglob('*') if o.suffix.lower() in ends and o.is_file()]
     return [path/o for o in sorted(rel) if not any(p.startswith('.') for p in o.parts)]
 
+# %% ../nbs/20_explain.ipynb #a28e0c5a
 def find_pictures(
     paths:str|Path|list # Files, folders, patterns such as 'photos/*.jpg'
 )->list: # Paths of the files
@@ -63,6 +64,7 @@ def run_data(
     if lost: raise CifarFastError(f'{run.path} was written by another version of cifar_fast: it does not say the {what} of its data')
     return d
 
+# %% ../nbs/20_explain.ipynb #ea4c98c1
 def net_input(
     images:list, # Arrays, RGB, uint8, H×W×3, of any size
     data:dict    # What `run_data` gave
@@ -72,13 +74,14 @@ def net_input(
     mean,std = (torch.tensor(data[k]) for k in ('mean','std'))
     return ((torch.from_numpy(x)/255-mean)/std).permute(0,3,1,2)
 
-# %% ../nbs/20_explain.ipynb #6a42665c
+# %% ../nbs/20_explain.ipynb #853cbbdb
 def _shrink(img, most=1024):
     'The array `img`, smaller if a side has more than `most` pixels'
     im = Image.fromarray(img)
     im.thumbnail((most,most))
     return np.asarray(im)
 
+# %% ../nbs/20_explain.ipynb #6a42665c
 def plot_explained(
     img:np.ndarray,     # The picture, uint8, H×W×3
     cam:np.ndarray,     # Its map, 0…1, of the size that the net saw
@@ -107,7 +110,7 @@ def _row(path, name, probs, classes, k, shown, empty):
     best = {key: v for i,c in enumerate(top, 1) for key,v in ((f'class_{i}',classes[c]),(f'prob_{i}',float(probs[c])))}
     return dict(image=str(path), picture=name, **best, explained=classes[shown], evidence=not empty)
 
-# %% ../nbs/20_explain.ipynb #e278ef52
+# %% ../nbs/20_explain.ipynb #ff634def
 def _explained(model, data, files, layer, target, bs):
     'For each file its image, its map, the probabilities, the class that the map explains, and whether there is no evidence for it'
     for some in chunked(files, bs):
@@ -118,6 +121,7 @@ def _explained(model, data, files, layer, target, bs):
         cams = grad_cam(model, x, layer, shown)
         yield from zip(some, imgs, to_np(cams), probs, shown, to_np(cams.empty))
 
+# %% ../nbs/20_explain.ipynb #e278ef52
 def explain(
     run:Run|str|Path,     # A finished run, or its folder
     paths:str|Path|list,  # Images: files, folders, patterns

@@ -35,12 +35,13 @@ def _about(run, data):
     return {k: v if isinstance(v, str) else json.dumps(v) for k,v in
             dict(model=r.model, model_args=r.model_args, **{k: data[k] for k in ('classes','mean','std','size')}).items()}
 
-# %% ../nbs/21_export.ipynb #1da33843
+# %% ../nbs/21_export.ipynb #35b68cd2
 def _need_onnx():
     'Raise a `CifarFastError` unless what ONNX needs is installed'
     lost = [o for o in ('onnx','onnxscript','onnxruntime') if importlib.util.find_spec(o) is None]
     if lost: raise CifarFastError(f"ONNX needs {', '.join(lost)}: pip install 'cifar_fast[onnx]', or export without it")
 
+# %% ../nbs/21_export.ipynb #1da33843
 def _onnx(net, x, path, about):
     'Write `net` as ONNX, for any number of images like `x`'
     import onnx

@@ -42,6 +42,7 @@ def _check_labels(images, labels, vocab):
     bad,n = lo if lo<0 else hi,len(vocab)
     if not 0<=bad<n: raise CifarFastError(f'class {bad} is out of range: there are {n} classes, 0 to {n-1}')
 
+# %% ../nbs/16_gallery.ipynb #daecbcbf
 def _frameless(ax):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -82,6 +83,7 @@ def _cells(n, ncols, cell, axs=None, figsize=None):
     for ax in axs: ax.set_axis_off()
     return list(axs[:n])
 
+# %% ../nbs/16_gallery.ipynb #903697d8
 def _pictures(preds, idx):
     if preds.images is None: raise CifarFastError('these predictions have no images: give them, as in Predictions(…, images=…)')
     return preds.images[idx]
@@ -92,6 +94,7 @@ def _title(preds, i):
     said = f'{_name(preds, preds.preds[i])} {preds.confidence[i]:.1%}'
     return said if preds.correct[i] else f'{said}\nactual {_name(preds, preds.targs[i])}'
 
+# %% ../nbs/16_gallery.ipynb #c2ead26e
 def _plot_ranked(preds, idx, axs, figsize, height):
     axs = _cells(len(idx), 5, (1.35,height), axs, figsize)
     for ax,i,img in zip(axs, idx, _pictures(preds, idx)):
@@ -109,6 +112,7 @@ def plot_mistakes(
     'Draw the misclassified images that the net was surest of, with predicted class, probability and actual class'
     return _plot_ranked(preds, preds.mistakes(n), axs, figsize, 1.6)
 
+# %% ../nbs/16_gallery.ipynb #c6032c7d
 def plot_hits(
     preds:Predictions,  # With images
     n:int=25,           # How many, at most
@@ -143,6 +147,7 @@ def _maps(learn, images, layer=None, targets=None):
     'Grad-CAM of `images`, all in one batch'
     return grad_cam(learn.model, _batch(learn, images), layer, targets)
 
+# %% ../nbs/16_gallery.ipynb #0b9e84c1
 def _mark_empty(ax, cam, col, row, size):
     'Say so on the tile of an empty map'
     if cam.any(): return
@@ -255,6 +260,15 @@ def _explain(learn, images, layer):
     with _apart(learn) as twin: probs,_ = twin.get_preds(dl=twin.dls.test_dl(list(images), bs=len(images), num_workers=0), cbs=cb)
     return to_np(probs),cb.cams
 
+# %% ../nbs/16_gallery.ipynb #1a49f6d0
+def _plot_net(axs, learn, images, classes, name, layer):
+    'What `learn` takes each of `images` for, and why, on a row of axes'
+    vocab = learn.dls.vocab
+    for ax,img,c,p,cam in zip(axs, images, classes, *_explain(learn, images, layer)):
+        show_cam(img, cam, ax)
+        ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')
+    axs[0].text(-.12, .5, name, size=9, rotation=90, ha='right', va='center', transform=axs[0].transAxes)
+
 # %% ../nbs/16_gallery.ipynb #fe9b419b
 def plot_cam_compare(
     learn_a:Learner,    # One net
@@ -280,10 +294,5 @@ def plot_cam_compare(
         ax.imshow(img, interpolation='nearest')
         ax.set_axis_off()
         ax.set_title(_short(vocab[c]), size=8, weight='bold')
-    for row,learn,name in zip(axs[1:], (learn_a,learn_b), names):
-        probs,cams = _explain(learn, images, layer)
-        for ax,img,cam,p,c in zip(row, images, cams, probs, classes):
-            show_cam(img, cam, ax)
-            ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')
-        row[0].text(-.12, .5, name, size=9, rotation=90, ha='right', va='center', transform=row[0].transAxes)
+    for row,learn,name in zip(axs[1:], (learn_a,learn_b), names): _plot_net(row, learn, images, classes, name, layer)
     return axs.tolist()

@@ -40,6 +40,7 @@ def _palette(x):
     greys = np.linspace(0, 255, 8).round().astype(np.uint8)[:,None].repeat(3, 1)
     return np.unique(np.concatenate([colors,greys]), axis=0)
 
+# %% ../nbs/17_gifs.ipynb #0ea05f1f
 def _nearest(x, palette): return cKDTree(palette.astype(float)).query(x)[1].astype(np.uint8)
 
 # %% ../nbs/17_gifs.ipynb #0e183f83
@@ -49,6 +50,7 @@ def _strip(title, width, font):
     ImageDraw.Draw(im).text((width/2,.8*font.size), title, fill=0, font=font, anchor='mm')
     return np.asarray(im)
 
+# %% ../nbs/17_gifs.ipynb #af025211
 def _titled(idx, titles, palette):
     'The frames `idx`, numbers of colours in `palette`, below strips with their titles'
     font,greys = ImageFont.truetype(findfont('DejaVu Sans'), 14),_nearest(np.arange(256)[:,None].repeat(3, 1), palette)
@@ -126,18 +128,6 @@ class CamGif(Callback):
         if self.shown is None: self._prepare()
         self.trained = True
 
-    def after_epoch(self):
-        'Take the picture'
-        if not self.trained: return
-        self.trained,(frame,note),log = False,self._look(),dict(zip(self.recorder.metric_names, self.recorder.log))
-        acc = f", accuracy {log['accuracy']:.1%}" if 'accuracy' in log else ''
-        self.frames.append(frame)
-        self.titles.append(f'epoch {self.epoch+1} of {self.n_epoch}{acc}{note}')
-
-    def after_fit(self):
-        'Write the GIF'
-        if self.frames: write_gif(self.gif, self.frames, self.ms, self.scale, self.titles)
-
 # %% ../nbs/17_gifs.ipynb #53c6b982
 @patch
 def _look(self:CamGif):
@@ -147,7 +137,22 @@ def _look(self:CamGif):
 
 @patch
 def _prepare(self:CamGif):
-    'Look up the images, and look at them once: what is wrong with them, or with the layer, is known before the first epoch'
+    'Look up the images, and look at them once'
     self.shown,self.explain = _first_of_each(self.dls) if self.images is None else (np.asarray(self.images),self.targets)
     self.batch = image_batch(self.dls, self.shown).to(one_param(self.model).device)
     self._look()
+
+# %% ../nbs/17_gifs.ipynb #d77fd7e5
+@patch
+def after_epoch(self:CamGif):
+    'Take the picture'
+    if not self.trained: return
+    self.trained,(frame,note),log = False,self._look(),dict(zip(self.recorder.metric_names, self.recorder.log))
+    acc = f", accuracy {log['accuracy']:.1%}" if 'accuracy' in log else ''
+    self.frames.append(frame)
+    self.titles.append(f'epoch {self.epoch+1} of {self.n_epoch}{acc}{note}')
+
+@patch
+def after_fit(self:CamGif):
+    'Write the GIF'
+    if self.frames: write_gif(self.gif, self.frames, self.ms, self.scale, self.titles)

@@ -63,6 +63,7 @@ def _images(x):
     raise CifarFastError('Grad-CAM takes normalised images, a float tensor N×C×H×W such as image_batch gives, not '
                          f'{_shape(x)}{f" of {x.dtype}" if isinstance(x, Tensor) else ""}')
 
+# %% ../nbs/13_gradcam.ipynb #b7cda794
 def _forward(model, x):
     try: return model(x)
     except RuntimeError as e:
@@ -139,13 +140,14 @@ def _classes(targets, logits):
         raise CifarFastError(f'class {int(bad.view(-1)[0])} is out of range: the net has the classes 0 to {n_cls-1}')
     return t.long().expand(n)
 
-# %% ../nbs/13_gradcam.ipynb #cd7474f5
+# %% ../nbs/13_gradcam.ipynb #723f725e
 def _layers(model, x, layer):
     'Names and modules of what is meant by `layer`'
     if layer is None: layer = cam_layers(model, x, 1)
     if is_listy(layer) and not layer: raise CifarFastError('no layer was given: leave `layer` out for the last one')
     return dict(find_layer(model, o) for o in (layer if is_listy(layer) else [layer]))
 
+# %% ../nbs/13_gradcam.ipynb #6b4a7882
 def _check_maps(model, x, layers, acts):
     'Did every layer give a map?'
     for name,m in layers.items():
@@ -155,6 +157,7 @@ def _check_maps(model, x, layers, acts):
         raise CifarFastError(f'layer {name!r} {what}, but Grad-CAM needs a map N×C×H×W of more than one pixel: choose from '
                              f"{', '.join(_outermost(_map_layers(model, x)))}")
 
+# %% ../nbs/13_gradcam.ipynb #cd7474f5
 def _cams(acts, layers, logits, targets, plus, size):
     'The maps of all `layers`, from one backward pass'
     if not isinstance(logits, Tensor) or logits.ndim!=2: raise CifarFastError(f'the net gives {_shape(logits)}, not logits N×classes')

@@ -130,13 +130,13 @@ def _apart(learn):
 def from_learner(cls:Predictions,
     learn:Learner,  # One with loaders from `cifar_dls`
     ds_idx:int=1    # 1: validation, or test where there is none; 2: test, where there is validation
-)->Predictions:
+)->Predictions: # With the images of the set
     'Predict a held-out set in one pass, and leave `learn` as it was'
     images = raw_images(learn.dls, ds_idx)
     with _apart(learn) as twin: logits,targs = twin.get_preds(ds_idx=ds_idx, act=noop)
     return cls(to_np(logits.float()), to_np(targs), learn.dls.vocab, images)
 
-# %% ../nbs/15_interpret.ipynb #72d82cdf
+# %% ../nbs/15_interpret.ipynb #9cc6fba4
 @patch
 def save(self:Predictions,
     path:str|Path # Where to; ends in .safetensors
@@ -144,12 +144,13 @@ def save(self:Predictions,
     'Write logits and actual classes'
     with atomic_write(path) as tmp: save_file(dict(logits=self.logits, targs=self.targs), tmp)
 
+# %% ../nbs/15_interpret.ipynb #72d82cdf
 @patch(cls_method=True)
 def load(cls:Predictions,
     path:str|Path,          # What `save` wrote
     vocab:list,             # The names of the classes
     images:np.ndarray=None  # The images that were predicted, uint8, N×H×W×3
-)->Predictions:
+)->Predictions: # As they were
     'Read what `save` wrote; a `CifarFastError` if it is not there, is damaged, or belongs to other classes or images'
     if not Path(path).is_file(): raise CifarFastError(f'no predictions at {path}')
     try: o = load_file(path)
@@ -167,6 +168,7 @@ def _surest(self:Predictions, mask, what, n):
     if not len(idx): raise CifarFastError(f'no {what} image among {len(mask):,}: there is nothing to show')
     return idx[np.argsort(-self.confidence[idx], kind='stable')][:n]
 
+# %% ../nbs/15_interpret.ipynb #7a5c6be7
 @patch
 def mistakes(self:Predictions,
     n:int=None # At most this many; None: all
@@ -188,10 +190,11 @@ def _class_number(vocab, c):
     if not 0<=c<len(vocab): raise CifarFastError(f'class {c} is out of range: there are {len(vocab)} classes, 0 to {len(vocab)-1}')
     return int(c)
 
+# %% ../nbs/15_interpret.ipynb #e91704ac
 @patch
 def class_number(self:Predictions,
     c:int|str # Name or number
-)->int:
+)->int: # From 0
     'The number of a class; a `CifarFastError` with the near names if there is no such class'
     return _class_number(self.vocab, c)
 

@@ -16,13 +16,13 @@ import fastai.callback.schedule
 # %% auto #0
 __all__ = ['Autocast', 'sgd', 'L1Penalty', 'SmoothLoss', 'Progress', 'History', 'CompileModel', 'GraphModel', 'cifar_learner']
 
-# %% ../nbs/09_learner.ipynb #e1071536
+# %% ../nbs/09_learner.ipynb #8132452a
 class Autocast(Callback):
     'Run the forward pass in `dtype` under `torch.autocast`, on whatever device the data are'
     order = MixedPrecision.order
     def __init__(self,
         dtype:torch.dtype=torch.bfloat16 # What convolutions and matrix products compute in
-    ): 
+    ):
         store_attr()
         self.ctx = None
     def before_batch(self):
@@ -38,26 +38,31 @@ class Autocast(Callback):
         ctx,self.ctx = self.ctx,None
         if ctx: ctx.__exit__(None, None, None)
 
-    def before_train(self):
-        'However a batch ends, by an error or Ctrl-C too, the autocast ends with it'
-        one_batch = self.learn.one_batch
-        def closing(i, b):
-            try: one_batch(i, b)
-            finally: self._close()
-        self.learn.one_batch = closing
-    def after_train(self):
-        "Back to the learner's own way"
-        vars(self.learn).pop('one_batch', None)
-    before_validate,after_validate = before_train,after_train
+# %% ../nbs/09_learner.ipynb #92fa0016
+@patch
+def before_train(self:Autocast):
+    'However a batch ends, by an error or Ctrl-C too, the autocast ends with it'
+    one_batch = self.learn.one_batch
+    def closing(i, b):
+        try: one_batch(i, b)
+        finally: self._close()
+    self.learn.one_batch = closing
 
-# %% ../nbs/09_learner.ipynb #bb5e6449
+@patch
+def after_train(self:Autocast):
+    "Back to the learner's own way"
+    vars(self.learn).pop('one_batch', None)
+
+Autocast.before_validate,Autocast.after_validate = Autocast.before_train,Autocast.after_train
+
+# %% ../nbs/09_learner.ipynb #269dff61
 def sgd(
     params,             # Parameters, or groups of them, as a `Learner`'s splitter gives them
     lr:float,           # Learning rate
     mom:float=.9,       # Momentum
     wd:float=0.,        # Weight decay, added to the gradient
-    nesterov:bool=True, # Nesterov's momentum, or the classical one
-)->OptimWrapper:
+    nesterov:bool=True, # [Nesterov's momentum](https://proceedings.mlr.press/v28/sutskever13.html), or the classical one
+)->OptimWrapper: # With the hyper-parameters `lr`, `mom` and `wd`
     "PyTorch's SGD as a fastai optimizer"
     return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0, fused=True)
 
@@ -75,24 +80,29 @@ class L1Penalty(Callback):
 # %% ../nbs/09_learner.ipynb #40034287
 class SmoothLoss(AvgSmoothLoss):
     "fastai's running loss, kept on the device of the loss"
-    def accumulate(self, learn):
+    def accumulate(self,
+        learn # The learner, after a batch
+    ):
+        "Take the batch's loss in"
         self.count += 1
         self.val = torch.lerp(learn.loss.detach().mean(), self.val.to(learn.loss.device, non_blocking=True), self.beta)
 
-# %% ../nbs/09_learner.ipynb #b70caaef
+# %% ../nbs/09_learner.ipynb #2d606a98
 class Progress(ProgressCallback):
     "fastai's progress bar, which looks at the loss twice a second"
     name = 'progress'
     def before_train(self):
+        'A new bar'
         super().before_train()
         self.looked = 0.
     def after_batch(self):
+        'Move the bar, and now and then say how large the loss is'
         self.pbar.update(self.iter+1)
         if not self.training or time.perf_counter()-self.looked<.5: return
         self.looked = time.perf_counter()
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
-# %% ../nbs/09_learner.ipynb #e788ac10
+# %% ../nbs/09_learner.ipynb #1a9fcab2
 class History(Callback):
     'Keep a row per epoch (losses and accuracies averaged over all samples, times) and the hyper-parameters and loss of every step'
     order,remove_on_fetch,run_valid = Recorder.order+1,True,False
@@ -116,49 +126,56 @@ class History(Callback):
         'What was to be continued has been'
         self.resumed = False
 
-    def before_train(self):
-        'Start the sums of the epoch'
-        if self.new: self.clear()
-        self.new,self.resumed,self.trained = False,False,not hasattr(self.learn, 'lr_finder')
-        self.done,self.sizes,self.correct,self.start = len(self.steps),[],0,time.perf_counter()
+# %% ../nbs/09_learner.ipynb #2ae914a8
+@patch
+def before_train(self:History):
+    'Start the sums of the epoch'
+    if self.new: self.clear()
+    self.new,self.resumed,self.trained = False,False,not hasattr(self.learn, 'lr_finder')
+    self.done,self.sizes,self.correct,self.start = len(self.steps),[],0,time.perf_counter()
 
-    def after_batch(self):
-        'Keep the batch, without waiting for it'
-        if not self.trained: return
-        hyper = self.opt.hypers[-1]
-        self.sizes.append(len(self.yb[0]))
-        self.correct = self.correct + (self.pred.detach().argmax(-1)==self.yb[0]).sum()
-        self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
-        if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
+@patch
+def after_batch(self:History):
+    'Keep the batch, without waiting for it'
+    if not self.trained: return
+    hyper = self.opt.hypers[-1]
+    self.sizes.append(len(self.yb[0]))
+    self.correct = self.correct + (self.pred.detach().argmax(-1)==self.yb[0]).sum()
+    self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
+    if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
-    def _check(self, step, loss):
-        if not math.isfinite(loss):
-            raise CifarFastError(f'the loss became {loss} at step {self.steps.index(step)+1} (epoch {self.epoch+1}), where the learning '
-                                 f'rate was {step["lr"]:.4g}: try a lower peak, or a longer warm-up')
+@patch
+def _check(self:History, step, loss):
+    if not math.isfinite(loss):
+        raise CifarFastError(f'the loss became {loss} at step {self.steps.index(step)+1} (epoch {self.epoch+1}), where the learning '
+                             f'rate was {step["lr"]:.4g}: try a lower peak, or a longer warm-up')
 
-    def after_train(self):
-        "Wait for the device, read the losses, and put the epoch's own mean loss into the table"
-        self.trained = self.trained and len(self.sizes)>0
-        if not self.trained: return
-        steps,rec = self.steps[self.done:],self.recorder
-        losses = torch.stack([s['loss'] for s in steps]).tolist()
-        self.train_s = time.perf_counter()-self.start
-        for s,loss in zip(steps, losses):
-            self._check(s, loss)
-            s['loss'] = loss
-        rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
-        self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
+# %% ../nbs/09_learner.ipynb #74a1a9ee
+@patch
+def after_train(self:History):
+    "Wait for the device, read the losses, and put the epoch's own mean loss into the table"
+    self.trained = self.trained and len(self.sizes)>0
+    if not self.trained: return
+    steps,rec = self.steps[self.done:],self.recorder
+    losses = torch.stack([s['loss'] for s in steps]).tolist()
+    self.train_s = time.perf_counter()-self.start
+    for s,loss in zip(steps, losses):
+        self._check(s, loss)
+        s['loss'] = loss
+    rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
+    self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
 
-    def after_epoch(self):
-        'Keep the row'
-        if not self.trained: return
-        self.trained = False
-        names,values = self.recorder.metric_names[2:-1],self.recorder.log[2:-1]  # between train_loss and time
-        valid = dict.fromkeys(f"valid_{k.removeprefix('valid_')}" for k in names)
-        if len(values)==len(names): valid = dict(zip(valid, map(float, values)))  # else the validation was cancelled
-        self.epochs.append(dict(epoch=self.epoch+1, lr=self.steps[-1]['lr'], train_loss=self.train_loss,
-                                train_accuracy=float(self.correct)/sum(self.sizes), **valid, train_s=self.train_s,
-                                valid_s=time.perf_counter()-self.start-self.train_s))
+@patch
+def after_epoch(self:History):
+    'Keep the row'
+    if not self.trained: return
+    self.trained = False
+    names,values = self.recorder.metric_names[2:-1],self.recorder.log[2:-1]  # between train_loss and time
+    valid = dict.fromkeys(f"valid_{k.removeprefix('valid_')}" for k in names)
+    if len(values)==len(names): valid = dict(zip(valid, map(float, values)))  # else the validation was cancelled
+    self.epochs.append(dict(epoch=self.epoch+1, lr=self.steps[-1]['lr'], train_loss=self.train_loss,
+                            train_accuracy=float(self.correct)/sum(self.sizes), **valid, train_s=self.train_s,
+                            valid_s=time.perf_counter()-self.start-self.train_s))
 
 # %% ../nbs/09_learner.ipynb #10bee0ee
 @contextmanager
@@ -220,7 +237,7 @@ class GraphModel(Callback):
         'Back to the plain model'
         vars(self.model).pop('forward', None)
 
-# %% ../nbs/09_learner.ipynb #f45d220e
+# %% ../nbs/09_learner.ipynb #74cc748b
 @delegates(Learner.__init__)
 def cifar_learner(
     dls:DataLoaders,            # Training and validation or test data, such as `cifar_dls` gives
@@ -228,15 +245,15 @@ def cifar_learner(
     mom:float=.9,               # Momentum of SGD
     wd:float=5e-4,              # Weight decay, coupled to the gradient
     nesterov:bool=True,         # Nesterov's momentum
-    label_smoothing:float=0.,   # Share of the target that is spread over all classes, 0…1
+    label_smoothing:float=0.,   # Share of the target that is spread over all classes, from 0 to below 1
     precision:str='auto',       # 'auto' (bf16 where the device has instructions for it), 'fp32' or 'bf16'
     opt_func:Callable=None,     # Another optimizer in place of SGD
     compile:bool=False,         # Train with `torch.compile`
     graph:bool=False,           # Train with CUDA graphs
     cbs=None,                   # Further callbacks
     metrics=accuracy,           # Metrics of the validation set
-    **kwargs
-)->Learner:
+    **kwargs                    # Passed on to `Learner`
+)->Learner: # With `History`, `ChannelsLast` and, where it is wanted, `Autocast`
     'A `Learner` with Nesterov SGD, coupled weight decay, channels last and the precision that suits the device'
     check_share('label smoothing', label_smoothing)
     precision = pick_precision(precision, getattr(dls,'device',None) or 'cpu')

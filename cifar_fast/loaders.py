@@ -23,36 +23,56 @@ def image_stats(
     mean = [float((n*v).sum()/n.sum()) for n in counts]
     return mean,[float(((n*(v-m)**2).sum()/n.sum())**.5) for n,m in zip(counts, mean)]
 
-# %% ../nbs/05_loaders.ipynb #11a2b281
+# %% ../nbs/05_loaders.ipynb #ca443931
 class ReadImage(Transform):
     'An RGB uint8 array of the right size, from an array, a PIL image, a path or the bytes of a file'
     input_types = np.ndarray,Image.Image,Path,str,bytes  # by which `test_dl` recognises what need not be taken out of an item
     def __init__(self,
         size:int # Side of the result, in pixels
     ): self.size = size
-    def encodes(self, o):
+    def encodes(self,
+        o # An array, a PIL image, a path, or the bytes of a file
+    ):
+        'A uint8 array of `size` × `size` × 3'
         if isinstance(o, np.ndarray) and o.dtype==np.uint8 and o.shape==(self.size,self.size,3): return o
         return image_array(PILImage.create(o), self.size)
 
 # %% ../nbs/05_loaders.ipynb #86e4ef76
 class ClassNumber(Categorize):
     'The number of a class, from the number or the name; decodes to the name'
-    def encodes(self, o): return TensorCategory(int(o) if isinstance(o, (int,np.integer)) else self.vocab.o2i[o])
+    def encodes(self,
+        o # A number or a name
+    ):
+        'The number, as a `TensorCategory`'
+        return TensorCategory(int(o) if isinstance(o, (int,np.integer)) else self.vocab.o2i[o])
 
 # %% ../nbs/05_loaders.ipynb #273da6b1
 class ImageDL(ArrayDL):
     'A `TfmdDL` that takes the short way from arrays to a batch'
-    def randomize(self): self.rng = random.Random(random.getrandbits(64))
-    def do_item(self, s):
+    def randomize(self):
+        "A pass's own generator, seeded by Python's"
+        self.rng = random.Random(random.getrandbits(64))
+    def do_item(self,
+        s # Number of the item
+    ):
+        'An augmented array and a class number, the short way; otherwise what fastai gives'
         fs = self.after_item.fs
         if not isinstance(self.dataset, ImageItems) or [*map(type, fs)]!=[AlbumentationsTransform]: return super().do_item(s)
         x,y = self.dataset.tls[0].items[s or 0]
         return fs[0].augment_array(x, self.after_item.split_idx),y
-    def create_batch(self, b):
+    def create_batch(self,
+        b # Items
+    ):
+        'Images and class numbers, stacked'
         if not isinstance(b[0][0], np.ndarray): return super().create_batch(b)
         xs,ys = zip(*b)
         return TensorImage(torch.from_numpy(np.stack(xs)).permute(0,3,1,2)),TensorCategory(ys)
-    def retain(self, res, b): return res
+    def retain(self,
+        res, # The batch
+        b    # Items
+    ):
+        'The batch as it is: it has its types already'
+        return res
 
 # %% ../nbs/05_loaders.ipynb #b9637337
 pipelines = dict(item=ImageDL, device=DeviceDL)

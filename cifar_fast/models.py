@@ -29,7 +29,11 @@ class Residual(nn.Module):
         self.body = body
         self.skip = nn.Identity() if skip is None else skip
 
-    def forward(self, x): return self.skip(x) + self.body(x)
+    def forward(self,
+        x:torch.Tensor # What `body` takes
+    )->torch.Tensor: # As large as what `body` gives
+        'The sum of both branches'
+        return self.skip(x) + self.body(x)
 
 # %% ../nbs/06_models.ipynb #01a8a0ab
 def _conv_block(ni, nf, bias=False, pool=False, dropout=0., k=3):
@@ -46,8 +50,14 @@ class Scale(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def forward(self, x): return x*self.scale
-    def extra_repr(self): return f'{self.scale}'
+    def forward(self,
+        x:torch.Tensor # Logits
+    )->torch.Tensor: # The same, times `scale`
+        'Multiply'
+        return x*self.scale
+    def extra_repr(self):
+        'What stands in the brackets when the layer is printed'
+        return f'{self.scale}'
 
 # %% ../nbs/06_models.ipynb #321b9669
 def resnet9(
@@ -125,7 +135,7 @@ def whiten_(
     conv.weight.copy_(torch.cat([filters,-filters])[:conv.out_channels])
     conv.weight.requires_grad_(False)
 
-# %% ../nbs/06_models.ipynb #1c2d5502
+# %% ../nbs/06_models.ipynb #89bbebdf
 def _speed_block(ni, nf):
     'Conv3x3 > MaxPool2 > BatchNorm > GELU > Conv3x3 > BatchNorm > GELU; Dirac filters, no scale to learn'
     def conv(ni):
@@ -138,6 +148,7 @@ def _speed_block(ni, nf):
         return b
     return _seq(conv1=conv(ni), pool=nn.MaxPool2d(2), bn1=bn(), act1=nn.GELU(), conv2=conv(nf), bn2=bn(), act2=nn.GELU())
 
+# %% ../nbs/06_models.ipynb #49da24b7
 def speed_net(
     n_classes:int=10, # Number of outputs
     width:int=64,     # Channels of the first block; the others have four times as many
@@ -150,7 +161,7 @@ def speed_net(
     return _seq(**first, act=nn.GELU(), block1=_speed_block(24, width), block2=_speed_block(width, 4*width),
                 block3=_speed_block(4*width, 4*width), pool=nn.AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=fc)
 
-# %% ../nbs/06_models.ipynb #a242a845
+# %% ../nbs/06_models.ipynb #4436c645
 nets = dict(resnet9=resnet9, resnet18=resnet18, dilated_net=dilated_net, speed_net=speed_net)
 
 def check_model(
@@ -162,6 +173,7 @@ def check_model(
     for k in kwargs: choose(k, [o for o in inspect.signature(net).parameters if o!='n_classes'], f'argument of {name}')
     return net
 
+# %% ../nbs/06_models.ipynb #efce4615
 def get_model(
     name:str,          # A key of `nets`
     n_classes:int=10,  # Number of outputs

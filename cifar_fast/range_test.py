@@ -144,7 +144,7 @@ def lr_range_test(self:Learner,
     num_it:int=100,      # Steps, 10 or more; if the loader has fewer batches it is begun again
     linear:bool=False,   # Raise the learning rate linearly? Else exponentially
     smooth:float=.03     # Standard deviation of the Gaussian that smooths the curves, as a share of `num_it`, 0…1; 0: not at all
-)->RangeTest:
+)->RangeTest: # The curves, and what they suggest
     'Train for `num_it` steps with a rising learning rate, look at loss and accuracy, and leave everything as it was'
     check_value(0<start_lr<math.inf, 'start_lr', start_lr, 'a finite number above 0')
     check_value(start_lr<end_lr<math.inf, 'end_lr', end_lr, f'a finite number above start_lr, which is {start_lr}')

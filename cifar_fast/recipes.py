@@ -221,6 +221,9 @@ _add(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9 with 
 _add(Recipe('speedrun', 'Ours for the clock: the accuracy of the public speed runs with less arithmetic, by Muon, whitening and images that grow',
     policy='crop2', model='speed_net', epochs=9, bs=2000, lr=.24, lr_end=0., peak_epoch=0., mom=.6, wd=.11, label_smoothing=.2,
     opt='muon', alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
+_add(Recipe('fast', 'Ours for ResNet-9 in a quarter of the arithmetic: eight epochs by Muon, with whitening and images that grow',
+    policy='crop', model_args=dict(scale=.125, whiten=True), epochs=8, bs=1024, lr=.2, lr_end=0., peak_epoch=0., mom=.6, wd=.005, label_smoothing=.2,
+    opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
 
 # %% ../nbs/18_recipes.ipynb #655da504
 def _config(recipe, how, images, dls):

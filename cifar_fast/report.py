@@ -38,6 +38,9 @@ def _show(value, key):
     if key.endswith('accuracy'): return f'{value:.2%}'
     return format(value, dict(train_seconds=',.0f', images_per_second=',.0f', test_loss='.4f').get(key, '')) + _units.get(key, '')
 
+def _show_truth(r): return f"{r['heat_share']:.1%} of the heat, {r['pointing']:.1%} of the maxima"
+
+# %% ../nbs/19_report.ipynb #5e1623e7
 def result_rows(
     run:Run # A finished run
 )->list: # Pairs of label and value
@@ -50,8 +53,6 @@ def result_rows(
     for r in results.get('cam_truth', []): rows.append((f"Grad-CAM on the shape, {r['who']}", _show_truth(r)))
     return rows
 
-def _show_truth(r): return f"{r['heat_share']:.1%} of the heat, {r['pointing']:.1%} of the maxima"
-
 # %% ../nbs/19_report.ipynb #83de2ae1
 def _fewest(base, recipe):
     'As few of the values of `recipe` as make it of `base`'
@@ -62,6 +63,7 @@ def _fewest(base, recipe):
             if base.but(**fewer)==recipe: changed = fewer
     return changed
 
+# %% ../nbs/19_report.ipynb #5c41d624
 def _literals(values):
     'Values as `--set` reads them; with double quotes, as the shell will put single ones around them'
     return ','.join(f'{k}={v!r}' for k,v in values.items()).replace("'", '"')
@@ -69,7 +71,7 @@ def _literals(values):
 # %% ../nbs/19_report.ipynb #c292112d
 def repeat_command(
     run:Run # A run
-)->str:
+)->str: # For a shell
     'The command line that trains the same again'
     c,recipe = run.config,run_recipe(run)
     base = recipes.get(recipe.name)
@@ -85,12 +87,16 @@ def repeat_command(
     words += ['--pipeline',c.get('pipeline', 'item'), *[f'--{k}' for k in ('compile','graph') if c.get(k)]]
     return shlex.join([*map(str, words), '--precision',c['precision']])
 
-# %% ../nbs/19_report.ipynb #cdfcbe35
-_css = '''
+# %% ../nbs/19_report.ipynb #3ca04c9b
+_theme = '''
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d8dee4;--wash:#f6f8fa;--mark:#0a58ca}
 @media(prefers-color-scheme:dark){
 :root{--ink:#e6edf3;--soft:#9aa4af;--paper:#0f1318;--line:#30363d;--wash:#171c22;--mark:#6ea8fe}
 .chart{filter:invert(1) hue-rotate(180deg)}}
+'''
+
+# %% ../nbs/19_report.ipynb #cdfcbe35
+_css = _theme + '''
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:62rem;padding:1.2rem;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.6rem 0}
@@ -111,25 +117,28 @@ pre{background:var(--wash);padding:.8rem;border-radius:6px;overflow-x:auto;white
 summary{cursor:pointer;color:var(--mark)}
 '''
 
+# %% ../nbs/19_report.ipynb #dfa62d21
 def _table(rows, head=None, numbers=()):
     'An HTML table; the columns in `numbers` are aligned to the right'
     def row(cells, tag): return ft('tr', *[ft(tag, str(c), cls='num' if i in numbers else None) for i,c in enumerate(cells)])
     top = [ft('thead', row(head, 'th'))] if head else []
     return ft('div', ft('table', *top, ft('tbody', *[row(r, 'td') for r in rows]), cls=None if head else 'facts'), cls='wide')
 
+# %% ../nbs/19_report.ipynb #b41b0b7b
 def _page(title, *body):
     'A whole HTML document'
     head = [ft('meta', charset='utf-8', void_=True), ft('meta', name='viewport', content='width=device-width,initial-scale=1', void_=True),
             ft('title', title), ft('style', NotStr(_css))]
     return to_xml(Html(ft('head', *head), ft('body', *body), lang='en'), indent=False)
 
-# %% ../nbs/19_report.ipynb #b94e81ad
+# %% ../nbs/19_report.ipynb #d04594aa
 def _fewer_colors(png):
     'The picture in 256 colours, which takes a third of the bytes'
     small = io.BytesIO()
     Image.open(png).convert('RGB').quantize(256).save(small, format='png', optimize=True)
     return small
 
+# %% ../nbs/19_report.ipynb #b94e81ad
 def _picture(
     axs,            # Whatever a plotting function gave
     caption:str,    # What there is to see
@@ -191,6 +200,7 @@ def _mistakes(preds, learn):
                            dpi=80),
             lambda: _photo(plot_cam_pairs(preds, learn), 'Evidence for the predicted class beside evidence for the actual one')]
 
+# %% ../nbs/19_report.ipynb #c325e96b
 def _hits(preds, learn):
     'What it is right about'
     return [lambda: _photo(plot_hits(preds), 'The right answers that the net is surest of'),
@@ -205,6 +215,7 @@ def _truth(run, learn, images):
     return [table, lambda: _photo(plot_cam_truth(learn, images),
                                   'Outlined shapes, and the heat of the trained net and of one with random weights')]
 
+# %% ../nbs/19_report.ipynb #dcfe79a3
 def _net(model, size):
     'Layers, parameters, receptive field'
     def table():
@@ -213,6 +224,7 @@ def _net(model, size):
         return ft('p', s._total()),_table(rows, head, numbers=[3,4,5])
     return [table]
 
+# %% ../nbs/19_report.ipynb #92f314a5
 def _again(run):
     'What it takes to train it once more'
     c = run.config
@@ -235,12 +247,13 @@ def _sections(run, learn, images, preds):
     found['How to repeat it'] = _again(run)
     return found
 
-# %% ../nbs/19_report.ipynb #e546df95
+# %% ../nbs/19_report.ipynb #248c0470
 def _or_why(draw):
     'What `draw` gives, or the sentence that says why there is nothing'
     try: return draw()
     except CifarFastError as e: return ft('p', str(e), cls='soft')
 
+# %% ../nbs/19_report.ipynb #e546df95
 def report_run(
     run:Run,         # A finished run
     quiet:bool=False # No progress bar
@@ -265,13 +278,14 @@ def report_run(
     with atomic_write(run/'report.html') as tmp: tmp.write_text(_page(lead, *body), encoding='utf-8')
     return run/'report.html'
 
-# %% ../nbs/19_report.ipynb #8d41b491
+# %% ../nbs/19_report.ipynb #953b0a1e
 def _experiment(run):
     'What makes two runs repetitions of one another: all but the seed'
     c = run.config
     values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes')}
     return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid']], sort_keys=True)
 
+# %% ../nbs/19_report.ipynb #8d41b491
 def compare_table(
     runs:list # Finished runs
 )->list: # One dict an experiment
@@ -288,7 +302,7 @@ def compare_table(
                          seconds=statistics.mean(o['train_seconds'] for o in res), runs=same))
     return rows
 
-# %% ../nbs/19_report.ipynb #b4273068
+# %% ../nbs/19_report.ipynb #53e4bf66
 def find_runs(
     paths:list # Folders of runs, or folders that hold such folders
 )->L: # Finished runs
@@ -300,13 +314,14 @@ def find_runs(
     for r in found: run_results(r)
     return found
 
+# %% ../nbs/19_report.ipynb #b4273068
 def _differences(rows):
     'Values of the recipes that are not the same everywhere: (name, one value a row)'
     rs = [run_recipe(row['runs'][0]) for row in rows]
     cols = [(f.name, [getattr(r, f.name) for r in rs]) for f in dataclasses.fields(Recipe) if f.name not in ('name','about','notes','data')]
     return [(k,vs) for k,vs in cols if any(v!=vs[0] for v in vs)]
 
-# %% ../nbs/19_report.ipynb #7fb9b1bf
+# %% ../nbs/19_report.ipynb #a21e6c23
 def _side_by_side(rows):
     'Grad-CAM of the first run of each of the first two experiments'
     a,b = [row['runs'][0] for row in rows[:2]]
@@ -315,12 +330,23 @@ def _side_by_side(rows):
     axs = plot_cam_compare(*learns, images.test_x, images.test_y, names=(a.path.name,b.path.name))
     return _photo(sum(axs, []), f'One image of each class, and the evidence for what {a.path.name} and {b.path.name} take it for')
 
+# %% ../nbs/19_report.ipynb #4bca45d4
 def _overlaid(runs, labels):
     'The curves of all runs on one pair of axes'
     axs = None
     for run,label in zip(runs, labels): axs = plot_curves(run.read_table('history.csv'), axs, label=label)
     return axs
 
+# %% ../nbs/19_report.ipynb #44a8a98a
+def _rows_of(rows, differ):
+    'The table of experiments'
+    def cells(i, r):
+        acc = f"{r['mean']:.2%}" + (f" ± {r['sd']:.2%}" if r['sd'] is not None else '')
+        return [r['recipe'],r['data'],acc,r['n'],r['epochs'],f"{r['seconds']:,.0f} s",*[vs[i] for _,vs in differ]]
+    head = ['recipe','data','test accuracy, last epoch','runs','epochs','training time',*[k for k,_ in differ]]
+    return _table([cells(i, r) for i,r in enumerate(rows)], head, numbers=[2,3,4,5])
+
+# %% ../nbs/19_report.ipynb #5d33de98
 def compare_runs(
     runs:list,                    # Finished runs; see `find_runs`
     out:str|Path='compare.html'   # The page
@@ -329,13 +355,8 @@ def compare_runs(
     out,runs = Path(out),L(runs)
     if out.suffix!='.html' or out.is_dir(): raise CifarFastError(f'{out}: give the name of a page that ends in .html')
     rows = compare_table(runs)
-    differ = _differences(rows)
     several = len({r['fingerprint'] for r in rows})>1
-    def cells(i, r):
-        acc = f"{r['mean']:.2%}" + (f" ± {r['sd']:.2%}" if r['sd'] is not None else '')
-        return [r['recipe'],r['data'],acc,r['n'],r['epochs'],f"{r['seconds']:,.0f} s",*[vs[i] for _,vs in differ]]
-    head = ['recipe','data','test accuracy, last epoch','runs','epochs','training time',*[k for k,_ in differ]]
-    body = [ft('h1', f'{len(runs)} runs'), _table([cells(i, r) for i,r in enumerate(rows)], head, numbers=[2,3,4,5]),
+    body = [ft('h1', f'{len(runs)} runs'), _rows_of(rows, _differences(rows)),
             ft('p', '± is the standard deviation of single runs (n-1); where one run stands alone there is none.', cls='soft')]
     if several: body.append(ft('p', ft('strong', 'The runs are not all on the same data: figures on different data must not be compared.')))
     body += [_picture(_overlaid(runs, [r.path.name for r in runs]), 'Loss and accuracy of every epoch')]

@@ -26,7 +26,7 @@ def save_weights(
     "Write `model`'s parameters and buffers"
     with atomic_write(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, tmp, about)
 
-# %% ../nbs/11_runs.ipynb #945e0e22
+# %% ../nbs/11_runs.ipynb #f57ba55c
 def _fit_state(model, state, path):
     "Copy `state` into `model`, or say why it is another model's"
     own = model.state_dict()
@@ -35,6 +35,7 @@ def _fit_state(model, state, path):
                                    f'such as {min(wrong)!r}')
     model.load_state_dict(state)
 
+# %% ../nbs/11_runs.ipynb #b7559123
 def load_weights(
     model:nn.Module, # The model that they were saved from, or one like it
     path:str|Path    # What `save_weights` wrote
@@ -59,7 +60,7 @@ def check_free(
         raise CifarFastError(f'{path} {what}, or choose another folder with --out')
     return path
 
-# %% ../nbs/11_runs.ipynb #e2c7dffb
+# %% ../nbs/11_runs.ipynb #6cb554a7
 class Run:
     'A folder that holds one training run'
     def __init__(self,
@@ -75,7 +76,7 @@ class Run:
     def create(cls,
         path:str|Path, # A folder that does not exist yet, or is empty
         config:dict    # What to keep in config.json
-    ):
+    )->Run:
         'Begin a new run at `path`'
         path = check_free(path)
         with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1))
@@ -84,9 +85,11 @@ class Run:
     def __truediv__(self, name): return self.path/name
     def __repr__(self): return f'Run({str(self.path)!r})'
     @property
-    def finished(self): return (self/'results.json').exists()
+    def finished(self):
+        'Has the run come to its end?'
+        return (self/'results.json').exists()
 
-# %% ../nbs/11_runs.ipynb #37e7325a
+# %% ../nbs/11_runs.ipynb #f9a3e956
 @patch
 def write_table(self:Run,
     name:str,  # The file, such as 'history.csv'
@@ -98,6 +101,7 @@ def write_table(self:Run,
         writer.writeheader()
         writer.writerows(rows)
 
+# %% ../nbs/11_runs.ipynb #351028a1
 @patch
 def read_table(self:Run,
     name:str # The file, such as 'history.csv'
@@ -106,10 +110,10 @@ def read_table(self:Run,
     num = lambda s: float(s) if s else None
     with open(self/name, newline='') as f: return [{k: num(v) for k,v in r.items()} for r in csv.DictReader(f)]
 
-# %% ../nbs/11_runs.ipynb #fe676c4e
+# %% ../nbs/11_runs.ipynb #14037e4a
 def run_results(
     run:Run # A run
-)->dict:
+)->dict: # What its results.json holds, such as `test_accuracy` in 0…1
     'The final figures of a finished run'
     try: return json.loads((run/'results.json').read_text())
     except FileNotFoundError: raise CifarFastError(f'{run.path} is not finished: cifar_fast_train --resume {run.path}') from None
@@ -122,7 +126,7 @@ def random_states()->dict: # Containers, numbers and tensors; `set_random_states
     kind,keys,*rest = states['numpy_state']
     return dict(states, numpy_state=(kind, keys.tolist(), *rest))
 
-# %% ../nbs/11_runs.ipynb #3a825bc2
+# %% ../nbs/11_runs.ipynb #05e7be08
 class Checkpoint(Callback):
     'After each epoch, write the run folder: best weights, checkpoint, tables'
     order,remove_on_fetch,run_valid = SaveModelCallback.order+1,True,False
@@ -154,17 +158,19 @@ class Checkpoint(Callback):
         self.folder.write_table('history.csv', self.table())
         self.folder.write_table('steps.csv', steps)
 
-    def restore(self):
-        'Take the learner to where the checkpoint left it; the number of epochs done'
-        path = self.folder/'checkpoint.pt'
-        if not path.exists(): return 0
-        try: c = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e: raise CifarFastError(f'{path} is damaged ({type(e).__name__}): start anew with another --out') from e
-        _fit_state(self.model, c['model'], path)
-        self.model.to(self.dls.device)  # before the optimizer's state, which goes where the parameters are
-        self.learn.create_opt()
-        self.opt.load_state_dict(c['opt'])
-        self.history.epochs,self.history.steps,self.history.resumed = c['epochs'],c['steps'],True
-        self.state = c['random']
-        if c.get('ema'): self.ema.restore(c['ema'])
-        return c['epoch']
+# %% ../nbs/11_runs.ipynb #8641a0e5
+@patch
+def restore(self:Checkpoint)->int: # Epochs done; 0 if there is no checkpoint yet
+    'Take the learner to where the checkpoint left it; a `CifarFastError` if it is damaged or of another model'
+    path = self.folder/'checkpoint.pt'
+    if not path.exists(): return 0
+    try: c = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e: raise CifarFastError(f'{path} is damaged ({type(e).__name__}): start anew with another --out') from e
+    _fit_state(self.model, c['model'], path)
+    self.model.to(self.dls.device)  # before the optimizer's state, which goes where the parameters are
+    self.learn.create_opt()
+    self.opt.load_state_dict(c['opt'])
+    self.history.epochs,self.history.steps,self.history.resumed = c['epochs'],c['steps'],True
+    self.state = c['random']
+    if c.get('ema'): self.ema.restore(c['ema'])
+    return c['epoch']

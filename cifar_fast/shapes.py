@@ -144,7 +144,7 @@ def draw_shape(
 
 # %% ../nbs/01_shapes.ipynb #6c617c57
 class Shapes10(NamedTuple):
-    'The images of `shapes10`, their labels, and the masks of their shapes'
+    'Images of `shapes10` (uint8, n×size×size×3), labels (int64, indices into `vocab`), masks of the shapes (bool, n×size×size)'
     train_x:np.ndarray    # uint8, n×size×size×3
     train_y:np.ndarray    # int64, indices into `vocab`
     test_x:np.ndarray     # uint8, n×size×size×3

@@ -44,7 +44,7 @@ def _union(sights, shape):
         return n,max(x*n//p for p,x in steps)
     return _Sight([least(o) for o in zip(*[s.maps for s in sights])], [longest(o) for o in zip(*[s.step for s in sights])])
 
-# %% ../nbs/07_summary.ipynb #d6b0d152
+# %% ../nbs/07_summary.ipynb #699053a4
 def _at(s, dim, i, step):
     'Positions `i` of `s` along `dim`, which is continued beyond both ends as it has begun'
     n,(period,pixels) = s.shape[dim],step
@@ -55,6 +55,7 @@ def _at(s, dim, i, step):
     k = k.int().view(-1, *[1]*(s.dim()-dim-1))
     return out - k*torch.where(k>0, first, last)
 
+# %% ../nbs/07_summary.ipynb #8ac3ee50
 def _stride(step, n_in, n_out=1):
     'The step where `n_out` positions have come from `n_in`'
     n_in,n_out = n_in//math.gcd(n_in,n_out),n_out//math.gcd(n_in,n_out)
@@ -76,19 +77,21 @@ def _slide(sight, taps, strides):
         maps = res
     return _Sight(maps, step)
 
-# %% ../nbs/07_summary.ipynb #58efea1a
+# %% ../nbs/07_summary.ipynb #710401f1
 def _conv_taps(n_out, k, stride=1, pad=0, dilation=1): return torch.arange(n_out)[:,None]*stride - pad + torch.arange(k)*dilation, None
 
+# %% ../nbs/07_summary.ipynb #d165d62a
 def _transposed_taps(n_out, k, stride=1, pad=0, dilation=1):
     p = torch.arange(n_out)[:,None] + pad - torch.arange(k)*dilation
     return p.div(stride, rounding_mode='floor'), p%stride==0
 
-# %% ../nbs/07_summary.ipynb #500c2118
+# %% ../nbs/07_summary.ipynb #09f2e7d7
 def _adaptive_taps(n, n_out):
     o = torch.arange(n_out)[:,None]
     start,end = o*n//n_out,-(-(o+1)*n//n_out)
     return torch.minimum(start+torch.arange((end-start).max().item()), end-1), None
 
+# %% ../nbs/07_summary.ipynb #254b181f
 def _resize_taps(n, n_out, k, corners=False):
     o = torch.arange(n_out)[:,None]
     if k==1: return o*n//n_out, None
@@ -251,7 +254,7 @@ def _attend(a, out):
     parts = [(a['query'],-1), (a['key'],(-2,-1)), (a['value'],-2)]
     return _union([_sight_of(t).apply(lambda o: o.amin(d, True)) for t,d in parts if _sight_of(t)], out.shape)
 
-# %% ../nbs/07_summary.ipynb #68f66ad2
+# %% ../nbs/07_summary.ipynb #f880e66a
 @dataclass
 class LayerRow:
     'One call of one module'
@@ -263,7 +266,9 @@ class LayerRow:
     rf:int       # Side of the receptive field in pixels, the longer one of the two; 0 where no pixel is seen
 
     @property
-    def depth(self): return self.name.count('.')+1 if self.name else 0
+    def depth(self):
+        'How many modules it lies within: 1 for the direct parts of the model, 0 for the model itself'
+        return self.name.count('.')+1 if self.name else 0
 
 # %% ../nbs/07_summary.ipynb #b16a7072
 def _watch(model, trace):
@@ -322,7 +327,7 @@ def _repr_markdown_(self:ModelSummary):
     head,*rows = [f"| {' | '.join(o)} |" for o in self._cells('&emsp;')]
     return '\n'.join([head, '|:--|:--|--:|--:|--:|--:|', *rows, '', self._total()])
 
-# %% ../nbs/07_summary.ipynb #940e0c2d
+# %% ../nbs/07_summary.ipynb #039b534e
 def _run(model, x, trace):
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its one fused operation would hide the products within
@@ -334,6 +339,7 @@ def _run(model, x, trace):
                              'Give `size` and `channels` as the model expects them') from e
     finally: torch.backends.mha.set_fastpath_enabled(fast)
 
+# %% ../nbs/07_summary.ipynb #176f63f9
 def model_summary(
     model:nn.Module,      # Any network that takes a batch of images
     size:int|tuple=32,    # Height and width of the image in pixels, or one number for both

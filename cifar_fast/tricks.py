@@ -26,7 +26,7 @@ def orthogonalize(
         x = 3.4445*x + (-4.775*a + 2.0315*a@a)@x
     return (x.mT if tall else x).to(g.dtype)
 
-# %% ../nbs/10_tricks.ipynb #8012bee8
+# %% ../nbs/10_tricks.ipynb #00b5b95c
 class Muon(torch.optim.Optimizer):
     'Muon for the filters of convolutions, Nesterov SGD for all other parameters'
     def __init__(self,
@@ -41,14 +41,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, sgd_momentum=sgd_momentum,
                                       bias_lr=bias_lr, head_lr=head_lr))
 
-    def _nesterov(self, p, mom):
-        'The gradient with momentum'
-        buf = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
-        buf.mul_(mom).add_(p.grad)
-        return p.grad.add(buf, alpha=mom)
-
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self,
+        closure=None # Ignored: it is there because PyTorch's optimizers have it
+    ):
         'One step for all parameters that have a gradient'
         for g in self.param_groups:
             filters,others = [],[]
@@ -61,6 +57,15 @@ class Muon(torch.optim.Optimizer):
                 d,ratio = self._nesterov(p, g['sgd_momentum']),g['bias_lr' if p.ndim==1 else 'head_lr']
                 p.mul_(1-g['lr']*g['weight_decay']).sub_(d, alpha=g['lr']*ratio)
 
+# %% ../nbs/10_tricks.ipynb #04fa0ffc
+@patch
+def _nesterov(self:Muon, p, mom):
+    'The gradient of `p` with momentum'
+    buf = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
+    buf.mul_(mom).add_(p.grad)
+    return p.grad.add(buf, alpha=mom)
+
+# %% ../nbs/10_tricks.ipynb #b2ba6cbc
 def muon(
     params,          # Parameters, or groups of them, as a `Learner`'s splitter gives them
     lr:float,        # Learning rate of the filters
@@ -99,7 +104,7 @@ class ProgressiveResize(Callback):
         small = F.interpolate(cast(x, Tensor), size=(side[-1],)*2, mode='bilinear', antialias=True)
         self.learn.xb = (small.contiguous(memory_format=torch.channels_last),*self.xb[1:])
 
-# %% ../nbs/10_tricks.ipynb #58994058
+# %% ../nbs/10_tricks.ipynb #4d64aa95
 class EMA(Callback):
     'Validate with the running mean of the weights, and end with it'
     order,_stateattrs = MixedPrecision.order+50,('averaged',)
@@ -111,28 +116,44 @@ class EMA(Callback):
         'Begin anew, unless the mean was restored'
         if getattr(self, 'averaged', None) is None:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
-    def restore(self, state):
-        'Go on from the `state_dict` of an `averaged` model'
-        EMA.before_fit(self)
-        self.averaged.load_state_dict(state)
     def after_batch(self):
         'Take the weights into the mean'
         done = self.epoch*self.n_iter + self.iter + 1
         if self.training and done%self.every==0: self.averaged.update_parameters(self.model)
-    def before_validate(self): self._swap()
-    def after_validate(self): self._swap()
     def after_fit(self):
         'The mean is the result'
         self.model.load_state_dict(self.averaged.module.state_dict())
         self.averaged = None
-    @torch.no_grad()
-    def _swap(self):
-        if getattr(self, 'averaged', None) is None: return
-        theirs,ours = self.model.state_dict(),self.averaged.module.state_dict()
+
+# %% ../nbs/10_tricks.ipynb #d6597bfb
+@patch
+def _swap(self:EMA):
+    if getattr(self, 'averaged', None) is None: return
+    theirs,ours = self.model.state_dict(),self.averaged.module.state_dict()
+    with torch.no_grad():
         for a,b in zip(theirs.values(), ours.values()):
             kept = a.clone()
             a.copy_(b)
             b.copy_(kept)
+
+@patch
+def before_validate(self:EMA):
+    'Put the mean into the model'
+    self._swap()
+
+@patch
+def after_validate(self:EMA):
+    'And the weights back'
+    self._swap()
+
+# %% ../nbs/10_tricks.ipynb #e7cec467
+@patch
+def restore(self:EMA,
+    state:dict # The `state_dict` of an `averaged` model
+):
+    'Go on from the mean that a checkpoint holds'
+    EMA.before_fit(self)
+    self.averaged.load_state_dict(state)
 
 # %% ../nbs/10_tricks.ipynb #da9af620
 class FlipShift(Callback):

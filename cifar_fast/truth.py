@@ -57,6 +57,7 @@ def _sample(images, n, seed):
     idx = np.sort(np.random.default_rng(seed).permutation(len(images.test_y))[:n])
     return images.test_x[idx],images.test_y[idx],images.test_mask[idx]
 
+# %% ../nbs/14_truth.ipynb #97b7e022
 def _both(learn, x, y, layer, seed, plus=False, bs=128):
     'The maps of the trained net, and of one with fresh weights'
     if layer is not None: layer = find_layer(learn.model, layer)[0]

@@ -1,4 +1,4 @@
-"Builds the site from the notebooks' saved outputs, the README and docs/*.md: no notebook runs, no network, and what is broken is an error"
+"Builds the site from the notebooks' saved outputs and docs/*.md: no notebook runs, no network, and what is broken is an error"
 import ast,base64,html,importlib,io,json,os,re,shutil,string,sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -50,11 +50,12 @@ class Site:
     def __init__(self, out):
         self.out,self.problems,self.page,self.pages,self.symbols,self.lines = Path(out),[],None,[],{},{}
         nbs = root/cfg.nbs_path
-        self.add('Overview', [root/'README.md',*sorted((root/'docs').glob('*.md'))])
+        self.add('Overview', [nbs/cfg.readme_nb, *sorted((root/'docs').glob('*.md')),
+                              *sorted(o for o in root.glob('*.md') if o.name!='README.md')])
         for o in ('tutorials','explanations'): self.add(o.capitalize(), sorted((nbs/o).glob('*.ipynb')), f'{o}/')
         self.add('Modules', sorted(o for o in nbs.glob('*.ipynb') if o.name!=cfg.readme_nb))
         self.sources,self.rooms = {p.src:p for p in self.pages},[p for p in self.pages if p.module]
-        self.sources[nbs/cfg.readme_nb] = self.pages[0]
+        self.sources[root/'README.md'] = self.pages[0]
         for p in self.rooms: self.add_symbols(p)
         self.links = {**self.symbols, **{k:(p,'') for p in self.rooms for k in (p.src.stem,f'{cfg.lib_name}.{p.module}')}}
         for k,v in groupby([o for o in self.symbols if '.' in o], lambda o: o.split('.')[-1]).items():
@@ -63,7 +64,7 @@ class Site:
         self.md = self.markdown()
 
     def add(self, group, files, folder=''):
-        def _name(f): return 'index' if f.name=='README.md' else re.sub(r'^\d+[a-z]?_', '', f.stem)
+        def _name(f): return re.sub(r'^\d+[a-z]?_', '', f.stem).lower()
         self.pages += [Page(f, f'{folder}{_name(f)}.html', group) for f in files]
 
     def add_symbols(self, p):
@@ -246,7 +247,8 @@ class Site:
         "The rooms as the notebooks themselves have them: title, subtitle, and whom they import"
         by_name,rows = {p.module:p for p in self.rooms},[]
         for p in self.rooms:
-            mods = [o.module.split('.')[1] for o in p.exported() if isinstance(o, ast.ImportFrom) and o.module.startswith(f'{cfg.lib_name}.')]
+            froms = [o.module for o in p.exported() if isinstance(o, ast.ImportFrom)]
+            mods = [o.split('.')[1] for o in froms if o.startswith(f'{cfg.lib_name}.')]
             imports = [xml(A(Code(o), href=self.page.rel(by_name[o].url))) for o in uniqueify(mods)]
             holds,imports = NotStr(self.inline(p.subtitle)),NotStr(', '.join(imports) or '–')
             rows.append(Tr(*map(Td, (A(p.title, href=self.page.rel(p.url)), p.src.name[:2], Code(p.module), holds, imports))))
@@ -289,9 +291,9 @@ class Site:
         def _step(o, rel, word): return xml(A(Small(word), Span(o.title), href=p.rel(o.url), rel=rel)) if o else '<span></span>'
         steps = _step(self.pages[i-1] if i else None, 'prev', 'Previous') + _step(first(self.pages[i+1:]), 'next', 'Next')
         text = string.Template(read('docs/page.html')).substitute(
-            title=esc(cfg.title if p.url=='index.html' else f'{p.title} – {cfg.title}'), h1=self.inline(p.title), top=top, body=body, steps=steps,
-            description=esc(re.sub('[`*]', '', p.subtitle) or cfg.description), root='../'*p.url.count('/'), site=cfg.title, git=cfg.git_url,
-            subtitle=f'<p class="subtitle">{self.inline(p.subtitle)}</p>' if p.subtitle else '',
+            title=esc(cfg.title if p.url=='index.html' else f'{p.title} – {cfg.title}'), h1=self.inline(p.title), top=top, body=body,
+            steps=steps, description=esc(re.sub('[`*]', '', p.subtitle) or cfg.description), root='../'*p.url.count('/'),
+            site=cfg.title, git=cfg.git_url, subtitle=f'<p class="subtitle">{self.inline(p.subtitle)}</p>' if p.subtitle else '',
             where=self.where(body), nav=self.nav(), toc=self.toc())
         (self.out/p.url).parent.mkdir(exist_ok=True)
         (self.out/p.url).write_text(text, encoding='utf-8')
@@ -318,7 +320,8 @@ class Site:
         def _clean(s): return re.sub(r'\s+', ' ', s).strip(' #')
         rows = [[_clean(head),p.url if kind=='h1' else f'{p.url}#{id}',kind,p.title,_clean(text)]
                 for p in self.pages for id,kind,head,text in scans[p.url].sections]
-        (self.out/'search.js').write_text(f"window.searchIndex={json.dumps(rows, ensure_ascii=False, separators=(',',':'))}", encoding='utf-8')
+        index = json.dumps(rows, ensure_ascii=False, separators=(',',':'))
+        (self.out/'search.js').write_text(f'window.searchIndex={index}', encoding='utf-8')
 
 def build(out=None):
     "Build the site into `out`, by default where settings.ini says; what is wrong with it is in its `problems`"

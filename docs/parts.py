@@ -26,7 +26,8 @@ def token_css(styles=('xcode','github-dark')):
     "Colours of the tokens, each for the light and the dark theme"
     light,dark = ({t:s.style_for_token(t)['color'] for t in STANDARD_TYPES} for s in map(get_style_by_name, styles))
     def _col(c): return f'#{c}' if c else 'inherit'
-    return '\n'.join(f'.hl .{k} {{ color: light-dark({_col(light[t])}, {_col(dark[t])}) }}' for t,k in STANDARD_TYPES.items() if k and light[t])
+    used = [(k,_col(light[t]),_col(dark[t])) for t,k in STANDARD_TYPES.items() if k and light[t]]
+    return '\n'.join(f'.hl .{k} {{ color: light-dark({l}, {d}) }}' for k,l,d in used)
 
 @cache
 def tex_svg(tex):
@@ -78,7 +79,8 @@ def signature(o):
 
 class Scan(HTMLParser):
     "What a finished page refers to, and its text by section: [id, kind, heading, text]"
-    heads,mute,void = {'h1','h2','h3','h4','h5'},{'script','style','pre','svg','thead'},'img meta link input br hr path rect circle source'.split()
+    heads,mute = {'h1','h2','h3','h4','h5'},{'script','style','pre','svg','thead'}
+    void = 'img meta link input br hr path rect circle source'.split()
     def __init__(self, text):
         super().__init__()
         self.ids,self.links,self.files,self.problems,self.sections,self.stack = [],[],[],[],[],[]

@@ -1,6 +1,7 @@
 """What each trick of a recipe brings, measured by leaving it out: `python tests/ablate.py speedrun ARCHIVE OUT [NAME=VALUE,…]`
 
-A measurement, not a test. Every variant is trained with the same two seeds; the values at the end, as `--set` takes them, make it affordable, such as `epochs=5,model_args={'width':32}`."""
+A measurement, not a test. Every variant is trained with the same two seeds; the values at the end, as `--set` takes them, make it
+affordable, such as `epochs=5,model_args={'width':32}`."""
 import sys
 from pathlib import Path
 import albumentations as A

@@ -2,14 +2,15 @@
 
 A benchmark, not a test: run it on an idle machine."""
 import os,platform,statistics,sys,time
+from functools import partial
 from itertools import product
 from importlib.metadata import version
-import numpy as np
 
 bs,repeats = 512,5
 
 def show(title, rates, base):
-    print(f'\n{title}\n{platform.machine()}, {os.cpu_count()} cores; ' + ', '.join(f'{o} {version(o)}' for o in ('torch','fastai','albumentations')))
+    versions = ', '.join(f'{o} {version(o)}' for o in ('torch','fastai','albumentations'))
+    print(f'\n{title}\n{platform.machine()}, {os.cpu_count()} cores; {versions}')
     for k,v in rates.items():
         ratio = statistics.median(a/b for a,b in zip(v, rates[base]))
         print(f'{k:<44}{statistics.median(v):9.1f} images/s  ({min(v):.1f} to {max(v):.1f})  {ratio:6.2f} of {base}')
@@ -39,8 +40,8 @@ def loader(n=8*bs):
         for x in ims.train_x: compose(image=x)
     def drain(dl):
         for b in dl: pass
-    ways = {'bare A.Compose': bare, 'cifar_dls, one by one, 0 workers': lambda: drain(items), 'cifar_dls, whole batches': lambda: drain(whole),
-            'fastai with PIL images': lambda: drain(stock)}
+    ways = {'bare A.Compose': bare, 'cifar_dls, one by one, 0 workers': lambda: drain(items),
+            'cifar_dls, whole batches': lambda: drain(whole), 'fastai with PIL images': lambda: drain(stock)}
     show('Augmented, normalised batches of 512 (policy: assignment), one thread', race(ways, n), 'bare A.Compose')
 
 # --- Grad-CAM against the grad-cam package --------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def gradcam(n=64):
     last = xs.to(memory_format=torch.channels_last)
     layouts = {'channels first, as PyTorch makes them': xs, 'channels last, as image_batch gives them': last}
     for (layout,x),layers in product(layouts.items(), (['res2'],cam_layers(net, xs))):
-        ways = {'grad_cam': lambda: grad_cam(net, x, layers), 'the package grad-cam': lambda: package(x, layers)}
+        ways = {'grad_cam': partial(grad_cam, net, x, layers), 'the package grad-cam': partial(package, x, layers)}
         title = f"Grad-CAM of {n} images by ResNet-9 at {', '.join(layers)}; fp32, {torch.get_num_threads()} threads\n{layout}"
         show(title, race(ways, n), 'the package grad-cam')
 

@@ -6,6 +6,32 @@ chromium = next(filter(None, map(shutil.which, ('chromium','chromium-browser','g
 flags = '''--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe'''.split()
 
+# Text of less than 4.5 : 1 against what is behind it
+low_contrast_js = '''(() => {
+  const ctx = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true})
+  const rgba = c => {
+    ctx.clearRect(0, 0, 1, 1)
+    ctx.fillStyle = c
+    ctx.fillRect(0, 0, 1, 1)
+    return [...ctx.getImageData(0, 0, 1, 1).data]
+  }
+  const lum = c => {
+    const [r,g,b] = c.map(v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4)
+    return .2126*r + .7152*g + .0722*b
+  }
+  const back = e => {
+    for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3]>250) return c }
+    return [255,255,255,255]
+  }
+  const bad = {}
+  for (const e of document.querySelectorAll('body *')) {
+    if (e.closest('svg, .anchor, .copy') || ![...e.childNodes].some(n => n.nodeType==3 && n.data.trim())) continue
+    const [a, b] = [lum(rgba(getComputedStyle(e).color)), lum(back(e))].sort((x, y) => y-x), r = (a+.05)/(b+.05)
+    if (r<4.5) bad[`${e.tagName}.${e.className}`] = r
+  }
+  return bad
+})()'''
+
 class Browser:
     "One page; `goto` it, `js` in it, `key` it; `errors` and `requests` tell what happened since the last `goto`"
     def __init__(self, width=1280, height=900, timeout=60):
@@ -77,7 +103,9 @@ class Browser:
     def size(self, width, height=900, mobile=False):
         self.send('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
-    def dark(self, on=True): self.send('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if on else 'light')])
+    def dark(self, on=True):
+        scheme = dict(name='prefers-color-scheme', value='dark' if on else 'light')
+        self.send('Emulation.setEmulatedMedia', features=[scheme])
     def type(self, text): self.send('Input.insertText', text=text)
     def key(self, key, text=None):
         codes = dict(Enter=13, Escape=27, ArrowUp=38, ArrowDown=40, Tab=9)
@@ -85,6 +113,7 @@ class Browser:
         self.send('Input.dispatchKeyEvent', type='keyDown', **params)
         self.send('Input.dispatchKeyEvent', type='keyUp', **{k:v for k,v in params.items() if k!='text'})
 
+    def unfold(self): self.js("for (const d of document.querySelectorAll('details')) d.open = true")
     def shot(self, path): Path(path).write_bytes(base64.b64decode(self.send('Page.captureScreenshot')['data']))
 
     @property
@@ -96,3 +125,10 @@ class Browser:
 
     @property
     def requests(self): return [p['request']['url'] for m,p in self.events if m=='Network.requestWillBeSent']
+
+    @property
+    def page_width(self): return self.js('document.documentElement.scrollWidth')
+    @property
+    def is_dark(self): return self.js(r"getComputedStyle(document.body).backgroundColor.match(/\d+/g).every(o => o<80)")
+    @property
+    def low_contrast(self): return self.js(low_contrast_js)

@@ -24,12 +24,18 @@ def draw_folder(path, classes=('ant','bee','cat'), n=24, n_test=8, size=16, seed
 @pytest.fixture(scope='session')
 def folder(tmp_path_factory): return draw_folder(tmp_path_factory.mktemp('images')/'colors')
 
+@pytest.fixture(scope='module')
+def browser():
+    from browser import Browser,chromium
+    if not chromium: pytest.skip('no Chromium here: apt-get install chromium')
+    with Browser() as b: yield b
+
 @pytest.fixture(scope='session')
 def run_script():
     "Run scripts as a user does, several in one process: (exit code, stdout, stderr) of each argument list; see drive.py"
     def _run(*argvs, **env):
-        p = subprocess.run([sys.executable, Path(__file__).parent/'drive.py'], input=json.dumps([list(map(str, a)) for a in argvs]), text=True,
-                           capture_output=True, env=dict(os.environ, **env))
+        p = subprocess.run([sys.executable, Path(__file__).parent/'drive.py'], input=json.dumps([list(map(str, a)) for a in argvs]),
+                           text=True, capture_output=True, env=dict(os.environ, **env))
         assert p.returncode==0, p.stderr
         return [tuple(o) for o in json.loads(p.stdout)]
     return _run

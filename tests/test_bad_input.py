@@ -17,21 +17,25 @@ def answers(folder, run_script, tmp_path_factory):
     (d/'other'/'config.json').write_text('{}')
     base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--args','width=4','--quiet','--noreport','--out']
     calls = dict(
-        recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'], precision=[*base,d/'p','--precision','bf61'],
+        recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'],
+        precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],
-        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak',5], lr_negative=['--lr',-.1], lr_zero=['--lr',0],
+        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak',5],
+        lr_negative=['--lr',-.1], lr_zero=['--lr',0],
         lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--smoothing',2], valid=[*base,d/'v','--valid',1.5], model_args=['--args','width 4'],
         model_arg=[*base,d/'m','--args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
-        resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'], resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
+        resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'],
+        resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
         nan=[*base,d/'nan','--lr',1e30,'--epochs',3], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
         graph=[*base,d/'g','--graph','--device','cpu'], pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--workers',2])
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
     recipe="did you mean 'assignment'?", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
-    no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='at least 1', epochs='at least 1', peak='peak', lr_negative='learning rate',
-    lr_zero='learning rate', lr_nan='learning rate', smoothing='label smoothing', valid='1.5', model_args='NAME=VALUE', model_arg='wide', kept='not empty',
-    other='another run', file='is a file', resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out what sets its lr',
+    no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='at least 1', epochs='at least 1', peak='peak',
+    lr_negative='learning rate', lr_zero='learning rate', lr_nan='learning rate', smoothing='label smoothing', valid='1.5',
+    model_args='NAME=VALUE', model_arg='wide', kept='not empty', other='another run', file='is a file',
+    resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out what sets its lr',
     nan='learning rate was', device="no device 'gpu' here: choose from cpu", no_cuda="no device 'cuda:99' here", graph='leave out --graph',
     pipeline="did you mean 'item'", workers="pipeline='item'").items())
 def test_one_line(answers, name, message):

@@ -116,7 +116,9 @@ def test_large_files_are_read_by_threads(tmp_path):
 
 def test_too_many_small_files_to_keep(tmp_path, monkeypatch):
     f = shutil.make_archive(tmp_path/'some', 'xztar', folder(tmp_path/'in'))
-    for room in 0,2*len(png(x[0])): monkeypatch.setattr(data, '_room', room); same(data_of(f))
+    for room in 0,2*len(png(x[0])):
+        monkeypatch.setattr(data, '_room', room)
+        same(data_of(f))
 
 def data_of(f):
     d = data._read(data._Archive(Path(f)), None)
@@ -382,7 +384,6 @@ def test_change_is_noticed(change, tmp_path, reads):
     f = d/'train/cow/06.png'
     st = f.stat()
     if change=='edit':
-        b = bytearray(png(x[6]))
         put(f, png(x[7]))
         os.utime(f, ns=(st.st_atime_ns,st.st_mtime_ns))
     elif change=='add': put(d/'train/cow/99.png', png(x[0]))
@@ -468,7 +469,9 @@ def server(tmp_path, monkeypatch):
     class Handler(http.server.SimpleHTTPRequestHandler):
         hits = []
         def __init__(self, *args): super().__init__(*args, directory=str(www))
-        def do_GET(self): self.hits.append(self.path); super().do_GET()
+        def do_GET(self):
+            self.hits.append(self.path)
+            super().do_GET()
         def log_message(self, *args): pass
     s = http.server.ThreadingHTTPServer(('127.0.0.1',0), Handler)
     t = threading.Thread(target=s.serve_forever, daemon=True)

@@ -9,7 +9,8 @@ from cifar_fast.all import *
 
 def train(ims, policy='flip_crop', **kwargs):
     set_seed(0)
-    learn = cifar_learner(cifar_dls(ims, bs=16, policy=policy, device='cpu'), resnet9(len(ims.vocab), width=4, dropout=.1), precision='fp32')
+    dls = cifar_dls(ims, bs=16, policy=policy, device='cpu')
+    learn = cifar_learner(dls, resnet9(len(ims.vocab), width=4, dropout=.1), precision='fp32')
     with learn.no_bar(), learn.no_logging(): learn.fit(2, .05, **kwargs)
     return learn
 
@@ -30,11 +31,13 @@ def close_figures():
     yield
     plt.close('all')
 
-figures = dict(plot_mistakes=lambda p,l: plot_mistakes(p), plot_hits=lambda p,l: plot_hits(p), plot_cam_mistakes=lambda p,l: plot_cam_mistakes(p, l),
+figures = dict(plot_mistakes=lambda p,l: plot_mistakes(p), plot_hits=lambda p,l: plot_hits(p),
+               plot_cam_mistakes=lambda p,l: plot_cam_mistakes(p, l),
                plot_cam_layers=lambda p,l: plot_cam_layers(p, l), plot_cam_pairs=lambda p,l: plot_cam_pairs(p, l, 25),
                plot_cam_classes=lambda p,l: plot_cam_classes(p, l, 0))
 
-@pytest.mark.parametrize('name,count', dict(plot_mistakes=8, plot_hits=16, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
+@pytest.mark.parametrize('name,count', dict(
+    plot_mistakes=8, plot_hits=16, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
 def test_draws_what_there_is(preds, learn, name, count):
     "Fewer mistakes than asked for are no error"
     assert len(figures[name](preds, learn))==count
@@ -87,7 +90,8 @@ def test_compare(ims, learn):
 
 def state(learn):
     tensors = [t.tolist() for t in (*learn.model.state_dict().values(), torch.get_rng_state())]
-    return tensors,[m.training for m in learn.model.modules()],[p.grad is None for p in learn.model.parameters()],random.getstate(),str(np.random.get_state())
+    modes,grads = [m.training for m in learn.model.modules()],[p.grad is None for p in learn.model.parameters()]
+    return tensors,modes,grads,random.getstate(),str(np.random.get_state())
 
 def test_drawing_changes_nothing(ims, preds, learn):
     learn.model.train()
@@ -115,22 +119,26 @@ def test_no_film_of_a_search(ims, learn, tmp_path):
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(film): learn.lr_find(num_it=20, show_plot=False)
     assert not (tmp_path/'a.gif').exists()
 
-@pytest.mark.parametrize('kwargs,message', [(dict(layer='res3'), "did you mean 'res2'"), (dict(images=np.zeros((2,8,8,3), np.uint8)), 'do not fit')])
+@pytest.mark.parametrize('kwargs,message', [(dict(layer='res3'), "did you mean 'res2'"),
+                                            (dict(images=np.zeros((2,8,8,3), np.uint8)), 'do not fit')])
 def test_film_fails_before_the_first_step(ims, tmp_path, kwargs, message):
     with pytest.raises(CifarFastError, match=message): train(ims, cbs=CamGif(tmp_path/'a.gif', **kwargs))
     assert not (tmp_path/'a.gif').exists()
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(frames=[]), 'at least one frame'), (dict(titles=['a']), '2 frames, but 1 titles'), (dict(ms=1), '1 ms'), (dict(scale=0), 'scale is 0'),
-    (dict(frames=[np.zeros((4,4,3))]), 'frame 0 is float64'), (dict(frames=[np.zeros((s,4,3), np.uint8) for s in (4,5)]), 'frame 1 is uint8')])
+    (dict(frames=[]), 'at least one frame'), (dict(titles=['a']), '2 frames, but 1 titles'), (dict(ms=1), '1 ms'),
+    (dict(scale=0), 'scale is 0'), (dict(frames=[np.zeros((4,4,3))]), 'frame 0 is float64'),
+    (dict(frames=[np.zeros((s,4,3), np.uint8) for s in (4,5)]), 'frame 1 is uint8')])
 def test_bad_gif(tmp_path, kwargs, message):
-    with pytest.raises(CifarFastError, match=message): write_gif(tmp_path/'a.gif', **{**dict(frames=[np.zeros((4,4,3), np.uint8)]*2), **kwargs})
+    kwargs = dict(frames=[np.zeros((4,4,3), np.uint8)]*2) | kwargs
+    with pytest.raises(CifarFastError, match=message): write_gif(tmp_path/'a.gif', **kwargs)
     assert not any(tmp_path.iterdir())
 
 def test_augment_gif(ims, tmp_path):
     "The same for a seed, another for another, and the global generators stay where they are"
     before = random.getstate(),str(np.random.get_state()),torch.get_rng_state().tolist()
-    one,again,other = (augment_gif(tmp_path/f'{i}.gif', ims.test_x[0], 'assignment', n=5, seed=s).read_bytes() for i,s in enumerate((1,1,2)))
+    def gif(i, seed): return augment_gif(tmp_path/f'{i}.gif', ims.test_x[0], 'assignment', n=5, seed=seed).read_bytes()
+    one,again,other = gif(0, 1),gif(1, 1),gif(2, 2)
     assert one==again!=other
     assert (random.getstate(),str(np.random.get_state()),torch.get_rng_state().tolist())==before
     with Image.open(tmp_path/'0.gif') as im: n,first = im.n_frames,np.asarray(im.convert('RGB')).astype(int)

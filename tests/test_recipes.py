@@ -96,7 +96,8 @@ def test_seeds(tiny, tmp_path):
 
 def test_seeds_refuse_what_is_not_theirs(tiny, tmp_path):
     train_recipe(tiny, tmp_path/'s'/'seed1', precision='fp32', quiet=True)
-    with pytest.raises(CifarFastError, match='seed1 holds a run with another seed'): train_seeds(tiny, tmp_path/'s', 2, precision='fp32', quiet=True)
+    with pytest.raises(CifarFastError, match='seed1 holds a run with another seed'):
+        train_seeds(tiny, tmp_path/'s', 2, precision='fp32', quiet=True)
     assert not (tmp_path/'s'/'seed0').exists()  # before anything was trained
     with pytest.raises(CifarFastError, match='is a run itself'): train_seeds(tiny, tmp_path/'s'/'seed1', 2)
     with pytest.raises(CifarFastError, match='at least 2'): train_seeds(tiny, tmp_path/'t', 1)

@@ -1,5 +1,5 @@
 "The scripts that look at a run, as their users meet them"
-import csv,json,re
+import csv,itertools,json,re
 import numpy as np,pytest
 from PIL import Image
 from cifar_fast.recipes import run_model
@@ -13,33 +13,42 @@ def done(folder, run_script, tmp_path_factory):
     d = tmp_path_factory.mktemp('done')
     (d/'pictures'/'deep').mkdir(parents=True)
     for i,size in enumerate([(16,16),(90,60),(40,200)]):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size[::-1],3), dtype=np.uint8)).save(d/'pictures'/('deep' if i else '.')/f'{i}.png')
+        noise = np.random.default_rng(i).integers(0, 256, (*size[::-1],3), dtype=np.uint8)
+        Image.fromarray(noise).save(d/'pictures'/('deep' if i else '.')/f'{i}.png')
     (d/'broken.jpg').write_bytes(b'no image')
     (d/'nothing').mkdir()
     calls = dict(
         a=['--data',folder,*small,'--out',d/'a'], b=['--data',folder,*small,'--out',d/'b','--seed',1,'--noreport'],
-        seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--noreport'], seeds_again=['--data',folder,*small,'--out',d/'seeds','--seeds',2],
+        seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--noreport'],
+        seeds_again=['--data',folder,*small,'--out',d/'seeds','--seeds',2],
         set=['--data',folder,*small,'--out',d/'set','--set','nesterov=False,epochs=1','--noreport'],
-        lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16,model_args={"width":4}','--steps',12,'--out',d/'lr','--quiet'],
+        lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16,model_args={"width":4}','--steps',12,
+                 '--out',d/'lr','--quiet'],
         report=['cifar_fast_report',d/'b'], compare=['cifar_fast_compare',d/'a',d/'b','--out',d/'compare.html'],
+        differ=['cifar_fast_compare',d/'a',d/'set','--out',d/'differ.html'],
         explain=['cifar_fast_explain',d/'a',d/'pictures','--out',d/'explained'], export=['cifar_fast_export',d/'a','--out',d/'exported'],
         bad_set=['--data',folder,*small,'--set','nesterv=False'], bad_seeds=['--data',folder,*small,'--out',d/'zero','--seeds',0],
-        report_none=['cifar_fast_report',d/'nowhere'], report_other=['cifar_fast_report',d/'pictures'], compare_none=['cifar_fast_compare',d/'a',d/'nowhere'],
-        compare_page=['cifar_fast_compare',d/'a','--out',d/'a'], lr_recipe=['cifar_fast_lr_find','--recipe','dem'], lr_kept=['cifar_fast_lr_find','--out',d/'a'],
+        report_none=['cifar_fast_report',d/'nowhere'], report_other=['cifar_fast_report',d/'pictures'],
+        compare_none=['cifar_fast_compare',d/'a',d/'nowhere'], compare_page=['cifar_fast_compare',d/'a','--out',d/'a'],
+        lr_recipe=['cifar_fast_lr_find','--recipe','dem'], lr_kept=['cifar_fast_lr_find','--out',d/'a'],
         lr_range=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16','--start',1,'--end',.1,'--out',d/'lr2'],
-        explain_none=['cifar_fast_explain',d/'a',d/'nowhere.png'], explain_broken=['cifar_fast_explain',d/'a',d/'broken.jpg','--out',d/'e1'],
-        explain_empty=['cifar_fast_explain',d/'a',d/'nothing','--out',d/'e2'], explain_layer=['cifar_fast_explain',d/'a',d/'pictures','--layer','layr1','--out',d/'e3'],
-        explain_class=['cifar_fast_explain',d/'a',d/'pictures','--target','bea','--out',d/'e4'], explain_kept=['cifar_fast_explain',d/'a',d/'pictures','--out',d/'pictures'],
+        explain_none=['cifar_fast_explain',d/'a',d/'nowhere.png'],
+        explain_broken=['cifar_fast_explain',d/'a',d/'broken.jpg','--out',d/'e1'],
+        explain_empty=['cifar_fast_explain',d/'a',d/'nothing','--out',d/'e2'],
+        explain_layer=['cifar_fast_explain',d/'a',d/'pictures','--layer','layr1','--out',d/'e3'],
+        explain_class=['cifar_fast_explain',d/'a',d/'pictures','--target','bea','--out',d/'e4'],
+        explain_kept=['cifar_fast_explain',d/'a',d/'pictures','--out',d/'pictures'],
         export_kept=['cifar_fast_export',d/'a','--out',d/'exported'])
     return d,dict(zip(calls, run_script(*calls.values())))
 
-@pytest.mark.parametrize('name', 'a b seeds seeds_again set lr_find report compare explain export'.split())
+@pytest.mark.parametrize('name', 'a b seeds seeds_again set lr_find report compare differ explain export'.split())
 def test_ends_well(done, name): assert done[1][name][0]==0, done[1][name]
 
 @pytest.mark.parametrize('name,message', dict(
-    bad_set="did you mean 'nesterov'", bad_seeds='at least', report_none='no run at', report_other='config.json', compare_none='nowhere', compare_page='.html',
-    lr_recipe="did you mean 'demo'", lr_kept='another run', lr_range='start', explain_none='nowhere.png', explain_broken='broken.jpg', explain_empty='nothing',
-    explain_layer="'layer1'", explain_class="did you mean 'bee'", explain_kept='pictures', export_kept='exported').items())
+    bad_set="did you mean 'nesterov'", bad_seeds='at least', report_none='no run at', report_other='config.json',
+    compare_none='nowhere', compare_page='.html', lr_recipe="did you mean 'demo'", lr_kept='another run',
+    lr_range='start', explain_none='nowhere.png', explain_broken='broken.jpg', explain_empty='nothing', explain_layer="'layer1'",
+    explain_class="did you mean 'bee'", explain_kept='pictures', export_kept='exported').items())
 def test_one_line(done, name, message):
     code,out,err = done[1][name]
     assert code==2, (out,err)
@@ -55,10 +64,22 @@ def test_compare(done):
     accs = [json.loads((done[0]/o/'results.json').read_text())['test_accuracy'] for o in 'ab']
     assert f'{np.mean(accs):.2%} ± {np.std(accs, ddof=1):.2%}' in (done[0]/'compare.html').read_text(encoding='utf-8')
 
+@pytest.mark.parametrize('page', ['a/report.html','b/report.html','compare.html','differ.html'])
+def test_page_in_the_browser(done, browser, page):
+    "On a phone and a desk, by day and by night: no wider than the screen, easy to read, silent, and alone"
+    page = done[0]/page
+    for width,dark in itertools.product((390,1280), (False,True)):
+        browser.size(width, mobile=width<400)
+        browser.dark(dark)
+        browser.goto(page).unfold()
+        assert browser.page_width<=width and browser.is_dark==dark and browser.low_contrast=={}, (width, dark, browser.low_contrast)
+        assert not browser.errors and [o for o in browser.requests if not o.startswith('data:')]==[page.as_uri()]
+
 def test_seeds(done):
     "Seed 0 of several is the run of seed 0; what is finished is not trained again"
     d,res = done
-    assert json.loads((d/'seeds'/'seed0'/'results.json').read_text())['test_accuracy']==json.loads((d/'a'/'results.json').read_text())['test_accuracy']
+    accs = [json.loads((o/'results.json').read_text())['test_accuracy'] for o in (d/'seeds'/'seed0',d/'a')]
+    assert accs[0]==accs[1]
     assert ' ± ' in res['seeds'][1] and res['seeds_again'][1].splitlines()[:4]==res['seeds'][1].splitlines()[:4]
 
 def test_set(done): assert Run(done[0]/'set').config['recipe']['nesterov'] is False

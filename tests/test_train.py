@@ -18,14 +18,17 @@ def runs(folder, run_script, tmp_path_factory):
     "Two runs alike, one of another seed, one with a validation split"
     d = tmp_path_factory.mktemp('runs')
     args = ['--data',folder,*small,'--out']
-    res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'], [*args,d/'valid','--valid','.25','--quiet'],
+    res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'],
+                     [*args,d/'valid','--valid','.25','--quiet'],
                      *([*args,d/f'workers{i}','--workers','2','--pipeline','item','--quiet'] for i in range(2)), ['--list'])
     assert [r[0] for r in res]==[0]*7, res
     return d,res
 
 def test_run_folder(runs):
     d,res = runs
-    assert {p.name for p in (d/'a').iterdir()}=={'config.json','history.csv','steps.csv','checkpoint.pt','model.safetensors','predictions.safetensors','results.json','curves.png','schedule.png','batch.png'}
+    assert {p.name for p in (d/'a').iterdir()}==set(
+        'config.json history.csv steps.csv checkpoint.pt model.safetensors predictions.safetensors results.json '
+        'curves.png schedule.png batch.png'.split())
     c = json.loads((d/'a'/'config.json').read_text())
     assert c['recipe']['lr']==.05 and c['recipe']['model_args']==dict(width=4, dropout=.1) and c['data']['classes']==['ant','bee','cat']
     assert c['versions']['torch']==torch.__version__.split('+')[0]
@@ -95,7 +98,7 @@ def start_and_signal(args, out, epochs, sig):
     p.send_signal(sig)
     while p.poll() is None:
         try: p.wait(2)
-        except subprocess.TimeoutExpired: p.send_signal(sig)  # one bare `except` in fastai can swallow a Ctrl-C: press again, as a person would
+        except subprocess.TimeoutExpired: p.send_signal(sig)  # an `except` in fastai can swallow a Ctrl-C: again, as a person would
     err = p.stderr.read()
     assert not (out/'results.json').exists(), 'it had finished before it was stopped'
     return p.returncode,err
@@ -115,7 +118,7 @@ def test_sigkill_and_resume(long, tmp_path, epochs):
     out = tmp_path/'run'
     start_and_signal(long[1], out, epochs, signal.SIGKILL)
     table = check_resumed(out, long[0])
-    assert len([l for l in table.splitlines() if l.split()[:1] and l.split()[0].isdigit()])==120  # a row for each epoch, the earlier ones too
+    assert len([l for l in table.splitlines() if l.split()[:1] and l.split()[0].isdigit()])==120  # a row an epoch, the earlier ones too
 
 def test_ctrl_c(long, tmp_path):
     "Ctrl-C: no traceback, and what it prints works"
