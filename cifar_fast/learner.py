@@ -16,7 +16,7 @@ import fastai.callback.schedule
 # %% auto #0
 __all__ = ['Autocast', 'sgd', 'L1Penalty', 'SmoothLoss', 'Progress', 'History', 'CompileModel', 'GraphModel', 'cifar_learner']
 
-# %% ../nbs/09_learner.ipynb #8132452a
+# %% ../nbs/09_learner.ipynb #faf04145
 class Autocast(Callback):
     'Run the forward pass in `dtype` under `torch.autocast`, on whatever device the data are'
     order = MixedPrecision.order
@@ -38,7 +38,7 @@ class Autocast(Callback):
         ctx,self.ctx = self.ctx,None
         if ctx: ctx.__exit__(None, None, None)
 
-# %% ../nbs/09_learner.ipynb #92fa0016
+# %% ../nbs/09_learner.ipynb #95dc2327
 @patch
 def before_train(self:Autocast):
     'However a batch ends, by an error or Ctrl-C too, the autocast ends with it'
@@ -53,9 +53,17 @@ def after_train(self:Autocast):
     "Back to the learner's own way"
     vars(self.learn).pop('one_batch', None)
 
-Autocast.before_validate,Autocast.after_validate = Autocast.before_train,Autocast.after_train
+@patch
+def before_validate(self:Autocast):
+    'As in training'
+    self.before_train()
 
-# %% ../nbs/09_learner.ipynb #269dff61
+@patch
+def after_validate(self:Autocast):
+    'As in training'
+    self.after_train()
+
+# %% ../nbs/09_learner.ipynb #584a89c3
 def sgd(
     params,             # Parameters, or groups of them, as a `Learner`'s splitter gives them
     lr:float,           # Learning rate
@@ -87,7 +95,7 @@ class SmoothLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(learn.loss.detach().mean(), self.val.to(learn.loss.device, non_blocking=True), self.beta)
 
-# %% ../nbs/09_learner.ipynb #2d606a98
+# %% ../nbs/09_learner.ipynb #f41dac08
 class Progress(ProgressCallback):
     "fastai's progress bar, which looks at the loss twice a second"
     name = 'progress'
@@ -102,7 +110,7 @@ class Progress(ProgressCallback):
         self.looked = time.perf_counter()
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
-# %% ../nbs/09_learner.ipynb #1a9fcab2
+# %% ../nbs/09_learner.ipynb #3045266a
 class History(Callback):
     'Keep a row per epoch (losses and accuracies averaged over all samples, times) and the hyper-parameters and loss of every step'
     order,remove_on_fetch,run_valid = Recorder.order+1,True,False
@@ -126,7 +134,7 @@ class History(Callback):
         'What was to be continued has been'
         self.resumed = False
 
-# %% ../nbs/09_learner.ipynb #2ae914a8
+# %% ../nbs/09_learner.ipynb #596ac00e
 @patch
 def before_train(self:History):
     'Start the sums of the epoch'
@@ -150,7 +158,7 @@ def _check(self:History, step, loss):
         raise CifarFastError(f'the loss became {loss} at step {self.steps.index(step)+1} (epoch {self.epoch+1}), where the learning '
                              f'rate was {step["lr"]:.4g}: try a lower peak, or a longer warm-up')
 
-# %% ../nbs/09_learner.ipynb #74a1a9ee
+# %% ../nbs/09_learner.ipynb #748a27bf
 @patch
 def after_train(self:History):
     "Wait for the device, read the losses, and put the epoch's own mean loss into the table"
@@ -237,7 +245,7 @@ class GraphModel(Callback):
         'Back to the plain model'
         vars(self.model).pop('forward', None)
 
-# %% ../nbs/09_learner.ipynb #74cc748b
+# %% ../nbs/09_learner.ipynb #545d1dc9
 @delegates(Learner.__init__)
 def cifar_learner(
     dls:DataLoaders,            # Training and validation or test data, such as `cifar_dls` gives

@@ -46,7 +46,8 @@ def public(name): return not any(o.startswith('_') for o in name.split('.'))
 def defined(node):
     "Names that a statement of an exported cell defines: functions, classes, patched methods, constants"
     if isinstance(node, (ast.FunctionDef,ast.ClassDef)): return [patch_name(node)]
-    return [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)] if isinstance(node, ast.Assign) else []
+    if not isinstance(node, ast.Assign): return []
+    return [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # not a.b = …
 
 def methods(node):
     "The public methods in the body of a class that have a docstring"

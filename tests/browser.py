@@ -25,7 +25,7 @@ low_contrast_js = '''(() => {
   }
   const bad = {}
   for (const e of document.querySelectorAll('body *')) {
-    if (e.closest('svg, .anchor, .copy') || ![...e.childNodes].some(n => n.nodeType==3 && n.data.trim())) continue
+    if (e.closest('script, svg, .anchor, .copy') || ![...e.childNodes].some(n => n.nodeType==3 && n.data.trim())) continue
     const [a, b] = [lum(rgba(getComputedStyle(e).color)), lum(back(e))].sort((x, y) => y-x), r = (a+.05)/(b+.05)
     if (r<4.5) bad[`${e.tagName}.${e.className}`] = r
   }

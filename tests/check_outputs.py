@@ -6,7 +6,7 @@ depend on the processor and its number of threads. Training makes more of that (
 of another processor, at 57.30 %), so from the first cell that trains only the words count, without the names of classes. A cell whose words
 cannot repeat either, since it measures this machine, says so with `#| measured`."""
 import difflib,multiprocessing,os,re,sys
-import nbdev.test
+import nbdev.test,pandas
 from execnb.shell import CaptureShell
 
 slow,needs = ('tutorials','explanations'),r'cifar10\b|\bruns/'  # such of these as need images or runs that are not in the repository
@@ -25,13 +25,18 @@ def printed(s):
     "What is left of a text that goes back over its own lines"
     return re.sub(bar, '', re.sub(r'[^\n]*\r', '', s))
 
+def shown(data):
+    "The text of a result: of tables as HTML has it, which does not break lines; of pictures, bars and widgets none"
+    d = {k: ''.join(v) for k,v in data.items() if k.startswith('text/')}
+    plain = d.get('text/plain', '')
+    if plain.startswith(('<Figure ','<PIL.','<div>')): return ''
+    if plain.startswith('<IPython.core.display'): return d.get('text/markdown', '')
+    return re.sub(r'(?s)<style.*?</style>|<[^>]+>', ' ', d['text/html']) if '<table' in d.get('text/html', '') else plain
+
 def said(outputs):
     "What a cell printed, then its results as text, in an order that figures do not change"
     text = printed(''.join(''.join(o['text']) for o in outputs if o['output_type']=='stream' and o['name']=='stdout'))
-    shown = [{k: ''.join(v) for k,v in o['data'].items() if k in ('text/plain','text/markdown')} for o in outputs if 'data' in o]
-    plain = [o.get('text/plain', '') for o in shown]
-    plain = [o.get('text/markdown', '') if p.startswith('<IPython.core.display') else p for p,o in zip(plain, shown)]
-    return '\n'.join(filter(None, [text.strip(), *sorted(o for o in plain if not o.startswith(('<Figure ','<div>','<PIL.')))]))
+    return '\n'.join(filter(None, [text.strip(), *sorted(shown(o['data']) for o in outputs if 'data' in o)]))
 
 def parts(s):
     "Words, and numbers as (value, one unit of the last digit that is shown; 0 for whole numbers)"
@@ -75,5 +80,6 @@ class Compared(CaptureShell):
 
 if __name__=='__main__':
     multiprocessing.set_start_method('fork', force=True)  # so that the processes have this shell too
+    pandas.set_option('display.max_columns', 20)  # as in Jupyter
     nbdev.test.CaptureShell = Compared
     nbdev.test.nbdev_test(*sys.argv[1:2], n_workers=2, ignore_fname='')

@@ -35,8 +35,9 @@ def test_text_of_outputs():
             dict(output_type='stream', name='stderr', text='a warning'), dict(output_type='stream', name='stdout', text='two\n'),
             dict(output_type='execute_result', data={'text/plain':['b']}), dict(output_type='display_data', data={'text/plain':['a']}),
             dict(output_type='display_data', data={'text/plain':['<IPython.core.display.HTML object>'],'text/html':['<div>']}),
+            dict(output_type='execute_result', data={'text/plain':['  c \\\n0  1 '],'text/html':['<table><td>c 0 1</td></table>']}),
             dict(output_type='display_data', data={'text/plain':['<IPython.core.display.Markdown object>'],'text/markdown':['| x |']})]
-    assert said(outs)=='one\ntwo\na\nb\n| x |'
+    assert said(outs).split()=='one two c 0 1 a b | x |'.split()
     assert printed('epoch     train_loss  valid_loss  time    \n0         2.317289    2.306665    00:04     \nend') == 'end'
 
 def notebook(*cells):

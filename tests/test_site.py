@@ -51,7 +51,8 @@ def test_figures_and_outputs_are_there(site, pages):
         if not p.is_nb: continue
         shown = [o for k,s,outs in p.cells for o in outs if k=='code' and not re.match(r'#\|\s*hide', s)]
         n = sum('image/png' in o.get('data', {}) or 'image/jpeg' in o.get('data', {}) for o in shown)
-        assert pages[p.url].count('<figure>')==n, p.url
+        drawn = sum(''.join(o.get('data', {}).get('text/html', '')).count('<figure>') for o in shown)
+        assert pages[p.url].count('<figure>')==n+drawn, p.url
         assert len(list(site.out.glob(f"img/{p.url[:-5].replace('/', '-')}-[0-9]*")))==n, p.url
 
 def test_no_directive_and_no_hidden_cell_shows(site, pages):
