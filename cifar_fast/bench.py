@@ -28,7 +28,7 @@ try: import resource
 except ImportError: resource = None  # Windows
 
 # %% auto #0
-__all__ = ['training_flops', 'bench']
+__all__ = ['training_flops', 'activation_bytes', 'machine_facts', 'bench']
 
 # %% ../nbs/22_bench.ipynb #39813922
 def _leaves(s):
@@ -55,7 +55,11 @@ def _net(recipe):
     return net
 
 # %% ../nbs/22_bench.ipynb #4fde625c
-def _activation_bytes(model, size, itemsize):
+def activation_bytes(
+    model:nn.Module, # Its layers
+    size:int,        # Side of the images, in pixels
+    itemsize:int     # Bytes of a number: 4 in fp32, 2 in bf16
+)->int:              # Bytes
     'Estimate of the bytes that the activations of one image move in a training step: 5 × outputs of all layers × `itemsize`'
     return 5*itemsize*sum(math.prod(o.shape) for o in _leaves(model_summary(model, size)))
 
@@ -473,7 +477,9 @@ def _driver():
     return out.stdout.split('\n')[0].strip() or None if out.returncode==0 else None
 
 # %% ../nbs/22_bench.ipynb #1faf4e18
-def _facts(device):
+def machine_facts(
+    device:torch.device # Where it trains
+)->dict:                # Date, hardware and versions
     'Machine and versions'
     cuda = device.type=='cuda'
     libs = {o: version(o) for o in ('torch','fastai','albumentations','cifar_fast')}
@@ -529,8 +535,8 @@ def bench(
     n,n_test = (4096,512) if small else (50_000,10_000)
     check_value(recipe.bs<=n, 'batch size', recipe.bs, f'a whole number from 1 to {n}, the number of images')
     precision,size,net = pick_precision('auto', device),recipe.size or 32,_net(recipe)
-    res = dict(_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision, size=size,
-               workers=workers, flops=training_flops(net, size), bytes=_activation_bytes(net, size, 4 if precision=='fp32' else 2),
+    res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision, size=size,
+               workers=workers, flops=training_flops(net, size), bytes=activation_bytes(net, size, 4 if precision=='fp32' else 2),
                contenders=[])
     with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
     spec = dict(recipe=res['recipe'], n=n, n_test=n_test, device=str(device), precision=precision, workers=workers)

@@ -242,7 +242,8 @@ def _read_images(src, vocab, train, test, size):
     items,x,one = train+test,None,None
     at = {n:i for i,(n,_) in enumerate(items)}
     ims = src.read(list(at), partial(_decode, size=size))
-    for n,im in progress_bar(ims, total=len(items), leave=False, display=len(items)>2000):
+    if len(items)>2000: ims = progress_bar(ims, total=len(items), leave=False)
+    for n,im in ims:
         if x is None: x,one = np.empty((len(items),*im.shape), np.uint8),n
         if im.shape!=x.shape[1:]:
             (h,w,_),(h1,w1,_) = im.shape,x.shape[1:]

@@ -106,7 +106,7 @@ class Progress(ProgressCallback):
     def after_batch(self):
         'Move the bar, and now and then say how large the loss is'
         self.pbar.update(self.iter+1)
-        if not self.training or time.perf_counter()-self.looked<.5: return
+        if not self.training or time.perf_counter()-self.looked<.5 or not hasattr(self.learn, 'smooth_loss'): return
         self.looked = time.perf_counter()
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 

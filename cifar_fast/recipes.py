@@ -160,7 +160,7 @@ _add(Recipe('s000', 'System 000, divyanshuraj6815 (EVA6): ResNet-9 with dropout 
     'Says lr=0.1 and momentum=0.9 in the optimizer; its OneCycleLR overrides both, with 0.0016 > 0.04 > 1.6e-7 and 0.95 > 0.85 > 0.95. '
     'The recipe does what the two lines do together.',
     'Says that padding and holes are filled with the mean; as fractions on uint8 pixels they were black. Here they are of the mean.',
-    'Says a hole of 8x8; cut before rotation and crop, on average 52 of its 64 pixels remain. So they do here.',
+    'Says a hole of 8x8; cut before rotation and crop, on average about 51 of its 64 pixels remain. So they do here.',
     'Says a test loss of 0.0006: the sum over batches was divided by the number of images, which makes it too small by the batch size.',
     'Shows GIFs and a heatmap that its notebook does not make; the raw maps are 6x6, which this net has nowhere.',
     'Says nothing of BatchNorm; in its code all but one have a momentum of 0.9 and remember little but the last batch. Here it is 0.1.',

@@ -229,6 +229,7 @@ class Site:
         is_cls = isinstance(node, ast.ClassDef)
         as_base = is_cls and not {'__init__','__new__'} & set(vars(obj))  # it is made as its base is: say so, in place of twenty arguments
         (params,ret),docs = (([],''),{}) if as_base else (signature(obj),docments(obj, args_kwargs=True))
+        if is_cls and hasattr(obj, '_fields'): docs = dict(re.findall(r'^ +(\w+):.*?# *(.*)$', src, re.M))  # docments reads no NamedTuple
         args = ', '.join(map(ast.unparse, node.bases) if as_base else map(show_param, params))
         sig = f"{'class ' if is_cls else ''}{name}({args}){' -> ' if ret else ''}{ret}"
         if not is_property(node) and (params or not within): res += code_html(sig, cls='hl sig')

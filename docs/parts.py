@@ -62,7 +62,10 @@ def find_object(module, name):
     return getattr(module, 'fget', None) or getattr(module, '__func__', module)
 
 def given(o): return o is not inspect.Parameter.empty
-def show_anno(o): return '' if not given(o) else (o if isinstance(o, str) else inspect.formatannotation(o)).replace(' | ', '|')
+def show_anno(o):
+    if not given(o): return ''
+    res = (o if isinstance(o, str) else inspect.formatannotation(o)).replace(' | ', '|')
+    return 'one or more str' if res.startswith('_several(') else res  # the words that a script takes
 def show_value(o): return o.__name__ if callable(o) and hasattr(o, '__name__') else re.sub(r' at 0x\w+', '', repr(o))
 def show_type(p): return show_anno(p.annotation) or (type(p.default).__name__ if given(p.default) and p.default is not None else '')
 def show_param(p):

@@ -9,7 +9,8 @@ flags = '''--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-sh
 # Text of less than 4.5 : 1 against what is behind it
 low_contrast_js = '''(() => {
   const ctx = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true})
-  const rgba = c => {
+  const seen = {}, rgba = c => seen[c] ??= paint(c)
+  const paint = c => {
     ctx.clearRect(0, 0, 1, 1)
     ctx.fillStyle = c
     ctx.fillRect(0, 0, 1, 1)
@@ -19,9 +20,13 @@ low_contrast_js = '''(() => {
     const [r,g,b] = c.map(v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4)
     return .2126*r + .7152*g + .0722*b
   }
-  const back = e => {
-    for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3]>250) return c }
-    return [255,255,255,255]
+  const behind = new Map(), back = e => {
+    if (!e) return [255,255,255,255]
+    if (!behind.has(e)) {
+      const c = rgba(getComputedStyle(e).backgroundColor)
+      behind.set(e, c[3]>250 ? c : back(e.parentElement))
+    }
+    return behind.get(e)
   }
   const bad = {}
   for (const e of document.querySelectorAll('body *')) {

@@ -31,7 +31,7 @@ def answers(folder, run_script, tmp_path_factory):
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
-    recipe="did you mean 'assignment'?", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
+    recipe="did you mean 'assignment'", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='at least 1', epochs='at least 1', peak='peak',
     lr_negative='learning rate', lr_zero='learning rate', lr_nan='learning rate', smoothing='label smoothing', valid='1.5',
     model_args='NAME=VALUE', model_arg='wide', kept='not empty', other='another run', file='is a file',

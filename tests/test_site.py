@@ -226,15 +226,18 @@ def test_theme_in_the_browser(site, browser):
     assert not b.is_dark and stays_here(site, b)
     b.js('localStorage.clear()')
 
-@pytest.mark.parametrize('width', [390,1280])
-def test_every_page(site, browser, width):
-    "On a phone and a desk: no wider than the screen, not a word on the console, no file but those of the site"
+@pytest.mark.parametrize('width,dark', [(390,True),(1280,False)])
+def test_every_page(site, browser, width, dark):
+    "On a phone by night and a desk by day: no wider than the screen, easy to read, silent, and no file but those of the site"
     browser.size(width, mobile=width<400)
+    browser.dark(dark)
     for p in site.pages:
         b = browser.goto(site.out/p.url)
         b.unfold()
-        assert b.page_width<=width and stays_here(site, b), (p.url, b.page_width, b.errors, b.requests)
+        assert b.page_width<=width and b.is_dark==dark and b.low_contrast=={}, (p.url, b.page_width, b.low_contrast)
+        assert stays_here(site, b), (p.url, b.errors, b.requests)
     browser.size(1280)
+    browser.dark(False)
 
 def test_menu_on_a_phone(site, browser):
     browser.size(390, mobile=True)
@@ -246,12 +249,6 @@ def test_menu_on_a_phone(site, browser):
     b.key('Escape')
     assert not shown()
     browser.size(1280)
-
-@pytest.mark.parametrize('dark', [False,True])
-def test_contrast(site, browser, dark):
-    browser.dark(dark)
-    for p in site.pages: assert browser.goto(site.out/p.url).low_contrast=={}, p.url
-    browser.dark(False)
 
 def test_a_bad_page_is_noticed(browser, tmp_path):
     "What the tests above look for is seen where it is"
