@@ -396,7 +396,8 @@ def _rates_table(res):
 def _epoch_table(res):
     'Where the time goes'
     e = res['epoch']
-    names = dict(data='gather, augment, normalise', step='forward, backward, optimizer', rest="fastai's loop: what is left (below 0: noise)",
+    names = dict(data='gather, augment, normalise', step='forward, backward, optimizer',
+                 rest="fastai's loop: what is left (below 0: noise)",
                  valid='validation of 10,000 images')
     whole = e['train']+e['valid']
     return [['an epoch of the device pipeline', 'seconds', 'share'], *[[v, f'{e[k]:.3g}', f'{e[k]/whole:.1%}'] for k,v in names.items()]]
@@ -535,7 +536,8 @@ def bench(
     n,n_test = (4096,512) if small else (50_000,10_000)
     check_value(recipe.bs<=n, 'batch size', recipe.bs, f'a whole number from 1 to {n}, the number of images')
     precision,size,net = pick_precision('auto', device),recipe.size or 32,_net(recipe)
-    res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision, size=size,
+    res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision,
+               size=size,
                workers=workers, flops=training_flops(net, size), bytes=activation_bytes(net, size, 4 if precision=='fp32' else 2),
                contenders=[])
     with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?

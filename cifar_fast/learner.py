@@ -11,7 +11,7 @@ from fastai.basics import *
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
-import fastai.callback.schedule
+from fastai.callback.schedule import *
 
 # %% auto #0
 __all__ = ['Autocast', 'sgd', 'L1Penalty', 'SmoothLoss', 'Progress', 'History', 'CompileModel', 'GraphModel', 'cifar_learner']

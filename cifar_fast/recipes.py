@@ -218,12 +218,12 @@ _add(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9 with 
     'Says nothing of the optimizer: Nesterov, momentum, weight decay, L1 and the start at a 32nd of the maximum come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #3cc4d5b4
-_add(Recipe('speedrun', 'Ours for the clock: the accuracy of the public speed runs with less arithmetic, by Muon, whitening and images that grow',
+_add(Recipe('speedrun', 'Ours for the clock: as accurate as the public speed runs with less arithmetic, by Muon, whitening, growing images',
     policy='crop2', model='speed_net', epochs=9, bs=2000, lr=.24, lr_end=0., peak_epoch=0., mom=.6, wd=.11, label_smoothing=.2,
     opt='muon', alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
-_add(Recipe('fast', 'Ours for ResNet-9 in a quarter of the arithmetic: eight epochs by Muon, with whitening and images that grow',
-    policy='crop', model_args=dict(scale=.125, whiten=True), epochs=8, bs=1024, lr=.2, lr_end=0., peak_epoch=0., mom=.6, wd=.005, label_smoothing=.2,
-    opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
+_add(Recipe('fast', 'Ours for ResNet-9 in a quarter of the arithmetic: eight epochs by Muon, with whitening and growing images',
+    policy='crop', model_args=dict(scale=.125, whiten=True), epochs=8, bs=1024, lr=.2, lr_end=0., peak_epoch=0., mom=.6, wd=.005,
+    label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
 
 # %% ../nbs/18_recipes.ipynb #655da504
 def _config(recipe, how, images, dls):

@@ -228,7 +228,8 @@ def _net(model, size):
 def _again(run):
     'What it takes to train it once more'
     c = run.config
-    same = f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. On the same machine and versions, a seed repeats its weights."
+    data = f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}."
+    same = f'{data} On the same machine and versions, a seed repeats its weights.'
     values = ft('pre', json.dumps(c, indent=1, ensure_ascii=False))
     return [lambda: ft('pre', repeat_command(run)), lambda: ft('p', same, cls='soft'),
             lambda: ft('details', ft('summary', 'All values, versions and the machine'), values)]

@@ -245,14 +245,14 @@ def _pad(a, out):
 @_rule('(add)?(mm|bmm)|baddbmm')
 def _product(a, out):
     *bias,l,r = [o for o in a.values() if isinstance(o, torch.Tensor)]
-    parts = [_sight_of(o) for o in bias] + [s and s.apply(lambda o: o.amin(d, True)) for s,d in ((_sight_of(l),-1), (_sight_of(r),-2))]
+    parts = [_sight_of(o) for o in bias] + [s and s.apply(lambda o, d=d: o.amin(d, True)) for s,d in ((_sight_of(l),-1), (_sight_of(r),-2))]
     return _union([o for o in parts if o], out.shape)
 
 # %% ../nbs/07_summary.ipynb #5ffeaaf8
 @_rule('_scaled_dot_product.*')
 def _attend(a, out):
     parts = [(a['query'],-1), (a['key'],(-2,-1)), (a['value'],-2)]
-    return _union([_sight_of(t).apply(lambda o: o.amin(d, True)) for t,d in parts if _sight_of(t)], out.shape)
+    return _union([_sight_of(t).apply(lambda o, d=d: o.amin(d, True)) for t,d in parts if _sight_of(t)], out.shape)
 
 # %% ../nbs/07_summary.ipynb #f880e66a
 @dataclass

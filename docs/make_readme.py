@@ -15,9 +15,10 @@ def fenced(s, lang=''): return f'```{lang}\n{s.strip()}\n```'
 def cell(c):
     src = ''.join(c['source'])
     if c['cell_type']=='markdown': return re.sub(r'\]\(([^)\s]+)\)', from_root, src)
-    texts = [''.join(o['text']) for o in c['outputs'] if o['output_type']=='stream']
+    if src.startswith('#| hide'): return ''
+    texts = [''.join(o['text']) for o in c['outputs'] if o.get('name')=='stdout']
     return '\n\n'.join([fenced(src, 'python'), *([fenced(''.join(texts))] if texts else [])])
 
-def readme(): return '\n\n'.join(map(cell, json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells'])) + '\n'
+def readme(): return '\n\n'.join(filter(None, map(cell, json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']))) + '\n'
 
 if __name__=='__main__': (root/'README.md').write_text(readme(), encoding='utf-8')
