@@ -1,5 +1,5 @@
 "The documentation site: what is on it, what makes its build fail, and how it behaves in a browser"
-import functools,html,importlib,inspect,json,re,shutil
+import ast,functools,html,importlib,inspect,json,re,shutil
 from pathlib import Path
 import pytest
 for o in ('nbdev','markdown_it'): pytest.importorskip(o, reason='the site is built where the authors\' tools are')
@@ -45,6 +45,14 @@ def test_every_notebook_is_a_page(site, pages):
         assert '<html lang="en"' in s and '<main' in s, p.url
         assert s.count('<h1')==1 and s.count('<nav')==3 and s.count('aria-current="page"')==1, p.url
         assert ('rel="prev"' in s)==(p is not site.pages[0]) and ('rel="next"' in s)==(p is not site.pages[-1])
+
+def test_imports_stand_alone(site):
+    "`nbdev_docs` runs every cell that imports: what else stood there would run too, without what comes before it"
+    for p in site.rooms:
+        for kind,src,_ in p.cells:
+            if kind!='code' or re.match(r'#\| export', src) or 'nbdev_export()' in src: continue
+            imports = [isinstance(o, (ast.Import,ast.ImportFrom)) for o in ast.parse(src).body]
+            assert all(imports) or not any(imports), f'{p.src.name}: {src}'
 
 def test_figures_and_outputs_are_there(site, pages):
     for p in site.pages:
