@@ -1,6 +1,6 @@
 """Draws docs/images/results.svg, the curves of docs/results.md, from the folders of real runs: `python docs/plot_results.py [RUNS]`
 
-RUNS holds `fast`, `dawn10`, `dilated_best` and `speedrun/seed0…2`, as `cifar_fast_train` left them. A further recipe is a line in `runs` below."""
+RUNS holds `fast`, `dawn10`, `dilated_best` and `speedrun/seed0…2`, as `cifar_fast_train` left them. One more recipe is a line in `runs`."""
 import sys
 from pathlib import Path
 import matplotlib.pyplot as plt
