@@ -73,7 +73,8 @@ def _decode(
     'The image in the bytes `b` as a uint8 array H×W×3'
     try: return image_array(Image.open(io.BytesIO(b)), size)
     except Exception as e:  # what Pillow raises on a damaged file depends on its format
-        raise CifarFastError(f'cannot read the image {name}: {_line(e)}. Replace it or take it out') from e
+        why = _line(e).partition(' <_io')[0]  # without the address of the bytes
+        raise CifarFastError(f'cannot read the image {name}: {why}. Replace it or take it out') from e
 
 # %% ../nbs/02_data.ipynb #956321f2
 _tests = 'test','valid','val'
