@@ -65,7 +65,7 @@ def test_what_is_current_passes(check):
     "Measured times, accuracies after training, and a tutorial whose images are not there do no harm"
     fit = 'from types import SimpleNamespace\nlearn = SimpleNamespace(fit=print)\nlearn.fit(.3)'
     code,said = check(good, ('#| measured\nimport time\nprint(time.time())', 'yesterday\n'), (fit, '0.9\n'))
-    assert code==0 and 'nbs/tutorials/01_b.ipynb is not run: it needs cifar10' in said, said
+    assert code==0 and 'nbs/tutorials/01_b.ipynb is not run: it needs the images of CIFAR-10' in said, said
 
 def test_a_planted_change_fails(check):
     "From end to end: the notebook and the cell are named, both texts are shown, and how to mend it"
