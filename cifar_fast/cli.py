@@ -4,7 +4,7 @@
 
 # %% ../nbs/23_cli.ipynb #6c6f7332
 from __future__ import annotations
-import ast,sys,time
+import ast,signal,sys,time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +41,7 @@ def _for_people(
         sys.exit(2)
     except KeyboardInterrupt:
         if not is_cli(script): raise
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it twice is to see the line below, not a traceback
         print(f'\nstopped{go_on() if go_on else ""}', file=sys.stderr)
         sys.exit(130)
 

@@ -97,7 +97,7 @@ def start_and_signal(args, out, epochs, sig):
     while not seen() and p.poll() is None: time.sleep(.005)
     p.send_signal(sig)
     while p.poll() is None:
-        try: p.wait(2)
+        try: p.wait(1)
         except subprocess.TimeoutExpired: p.send_signal(sig)  # an `except` in fastai can swallow a Ctrl-C: again, as a person would
     err = p.stderr.read()
     assert not (out/'results.json').exists(), 'it had finished before it was stopped'
