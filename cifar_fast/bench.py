@@ -28,7 +28,7 @@ try: import resource
 except ImportError: resource = None  # Windows
 
 # %% auto #0
-__all__ = ['training_flops', 'activation_bytes', 'machine_facts', 'bench']
+__all__ = ['training_flops', 'run_flops', 'activation_bytes', 'machine_facts', 'bench']
 
 # %% ../nbs/22_bench.ipynb #39813922
 def _leaves(s):
@@ -53,6 +53,17 @@ def _net(recipe):
     net = get_model(recipe.model, **recipe.model_args)
     if hasattr(net, 'whiten'): whiten_(net.whiten, torch.randn(64,3,32,32))
     return net
+
+# %% ../nbs/22_bench.ipynb #09d3a631
+def run_flops(
+    run:Run # A run whose steps are in its folder
+)->np.ndarray: # As many numbers as epochs, each with what came before
+    'Floating-point operations that were done by the end of each epoch'
+    r,epochs = run_recipe(run),[o['epoch'] for o in run.read_table('steps.csv')]
+    grow,net = ProgressiveResize(r.sizes),_net(r)
+    sides = [grow.side(e/r.epochs, r.size or 32) for e in epochs]
+    cost = {s: training_flops(net, s)*r.bs for s in set(sides)}
+    return np.cumsum(np.bincount(np.add(epochs, 1e-6).astype(int), [cost[s] for s in sides]))
 
 # %% ../nbs/22_bench.ipynb #4fde625c
 def activation_bytes(
@@ -537,9 +548,8 @@ def bench(
     check_value(recipe.bs<=n, 'batch size', recipe.bs, f'a whole number from 1 to {n}, the number of images')
     precision,size,net = pick_precision('auto', device),recipe.size or 32,_net(recipe)
     res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision,
-               size=size,
-               workers=workers, flops=training_flops(net, size), bytes=activation_bytes(net, size, 4 if precision=='fp32' else 2),
-               contenders=[])
+               size=size, workers=workers, flops=training_flops(net, size),
+               bytes=activation_bytes(net, size, 4 if precision=='fp32' else 2), contenders=[])
     with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
     spec = dict(recipe=res['recipe'], n=n, n_test=n_test, device=str(device), precision=precision, workers=workers)
     _measure(res, spec, names, device, recipe.bs)

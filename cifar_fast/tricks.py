@@ -97,11 +97,19 @@ class ProgressiveResize(Callback):
     def __init__(self,
         sizes:tuple # Pairs of a share of the training, 0…1, and the side in pixels from there on; full size before the first
     ): store_attr()
+    def side(self,
+        pct:float, # Share of the training that is done, 0…1
+        full:int   # Side of the images at full size, in pixels
+    )->int:
+        'Side of the images at that moment'
+        return ([full]+[s for at,s in self.sizes if at<=pct])[-1]
+
     def before_batch(self):
         'Scale the images down to the size of the moment'
-        x,side = self.learn.xb[0],L(s for at,s in self.sizes if at<=self.pct_train)
-        if not side or side[-1]==x.shape[-1]: return
-        small = F.interpolate(cast(x, Tensor), size=(side[-1],)*2, mode='bilinear', antialias=True)
+        x = self.learn.xb[0]
+        side = self.side(self.pct_train, x.shape[-1])
+        if side==x.shape[-1]: return
+        small = F.interpolate(cast(x, Tensor), size=(side,)*2, mode='bilinear', antialias=True)
         self.learn.xb = (small.contiguous(memory_format=torch.channels_last),*self.xb[1:])
 
 # %% ../nbs/10_tricks.ipynb #4d64aa95
