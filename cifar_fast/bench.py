@@ -98,6 +98,11 @@ def _matrix_rate(n, dtype, device):
     a,b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2*n**3/_fastest(lambda: a@b, device)
 
+def _conv_rate(c, side, dtype, device, n=512):
+    'Operations per second of a 3×3 convolution of `c` channels, `side`×`side` each, in a batch of `n`'
+    x,w = (torch.randn(s, device=device).to(dtype, memory_format=torch.channels_last) for s in ((n,c,side,side), (c,c,3,3)))
+    return 2*9*n*(c*side)**2/_fastest(lambda: F.conv2d(x, w, padding=1), device)
+
 # %% ../nbs/22_bench.ipynb #297f7c93
 def _bandwidth(mib, device):
     'Bytes per second that a copy of `mib` MiB reads and writes'
@@ -106,13 +111,14 @@ def _bandwidth(mib, device):
 
 # %% ../nbs/22_bench.ipynb #d0047153
 def _machine(device, precision):
-    "This machine's best matrix rate and its bandwidth; fp32 as convolutions have it, with TF32 where there is any"
+    "This machine's best rate of arithmetic and its bandwidth; fp32 as convolutions have it, with TF32 where there is any"
     cuda,was = device.type=='cuda',torch.get_float32_matmul_precision()
     if cuda and torch.backends.cudnn.allow_tf32: torch.set_float32_matmul_precision('high')
     dtype = precisions[precision] or torch.float32
-    rates = {n: _matrix_rate(n, dtype, device) for n in ((2048,4096,8192) if cuda else (512,1024,2048))}
+    rates = {f'matrix {n}': _matrix_rate(n, dtype, device) for n in ((2048,4096,8192) if cuda else (512,1024,2048))}
+    rates.update({f'conv {c}×{s}×{s}': _conv_rate(c, s, dtype, device) for c,s in ((128,16),(256,8))})
     torch.set_float32_matmul_precision(was)
-    return dict(matrix={f'{n}': r for n,r in rates.items()}, rate=max(rates.values()), bandwidth=_bandwidth(1024 if cuda else 256, device))
+    return dict(rates=rates, rate=max(rates.values()), bandwidth=_bandwidth(1024 if cuda else 256, device))
 
 # %% ../nbs/22_bench.ipynb #86f99b77
 def _roofline(flops, nbytes, rate, bandwidth):
@@ -379,10 +385,9 @@ def _race(children, bs, repeats, seconds, cuda, whole):
         print(f'round {i+1} of {repeats}', flush=True)
 
 # %% ../nbs/22_bench.ipynb #5d0e5511
-def _epoch(rate, resident, data, valid):
+def _epoch(rate, data, valid):
     'Seconds of an epoch of 50,000 images by what they went for, and of a validation of 10,000'
-    train,step = 50_000/rate,50_000/resident
-    return dict(data=50_000*data, step=step, rest=train-50_000*data-step, train=train, valid=10_000*valid)
+    return dict(data=50_000*data, step=50_000*(1/rate-data), valid=10_000*valid)
 
 # %% ../nbs/22_bench.ipynb #c3c44424
 def _num(x): return f'{x:,.0f}' if x>=100 else f'{x:.3g}'
@@ -407,11 +412,9 @@ def _rates_table(res):
 def _epoch_table(res):
     'Where the time goes'
     e = res['epoch']
-    names = dict(data='gather, augment, normalise', step='forward, backward, optimizer',
-                 rest="fastai's loop: what is left (below 0: noise)",
-                 valid='validation of 10,000 images')
-    whole = e['train']+e['valid']
-    return [['an epoch of the device pipeline', 'seconds', 'share'], *[[v, f'{e[k]:.3g}', f'{e[k]/whole:.1%}'] for k,v in names.items()]]
+    names = dict(data='gather, augment, normalise', step="forward, backward, optimizer; fastai's loop", valid='validation of 10,000 images')
+    return [['an epoch of the device pipeline', 'seconds', 'share'],
+            *[[v, f'{e[k]:.3g}', f'{e[k]/sum(e.values()):.1%}'] for k,v in names.items()]]
 
 # %% ../nbs/22_bench.ipynb #27370a99
 def _roof_table(res):
@@ -513,10 +516,9 @@ def _measure(res, spec, names, device, bs):
         alive = {c.name: c for c in children if not c.error}
         m = first(alive.values()).ask('machine') if alive else dict(error='no contender is left')
         if 'error' not in m: res['machine'],res['roofline'] = m,_roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
-        both = {'device','resident'}<={*alive}
-        p = alive['device'].ask('parts', n=97 if cuda else 4, n_valid=math.ceil(spec['n_test']/bs)) if both else {}
-        if 'data' in p: res['epoch'] = _epoch(*(_median(alive[o].rates) for o in ('device','resident')), p['data'], p['valid'])
-        for what,o in (('matrix rate and bandwidth',m), ('parts of an epoch',p)):
+        p = alive['device'].ask('parts', n=97 if cuda else 4, n_valid=math.ceil(spec['n_test']/bs)) if 'device' in alive else {}
+        if 'data' in p: res['epoch'] = _epoch(_median(alive['device'].rates), p['data'], p['valid'])
+        for what,o in (('arithmetic and bandwidth',m), ('parts of an epoch',p)):
             if 'error' in o: print(f'{what}: failed: {o["error"]}', flush=True)
 
 # %% ../nbs/22_bench.ipynb #d2ac691d

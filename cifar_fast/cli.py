@@ -53,7 +53,7 @@ def _parse_args(text):
         if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords): raise ValueError
         return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError,ValueError):
-        raise CifarFastError(f'cannot read {text!r}: write NAME=VALUE,NAME=VALUE, such as width=16,scale=.125') from None
+        raise CifarFastError(f'cannot read {text!r}: write NAME=VALUE, such as "width=16,conv_bias=\'outer\'"') from None
 
 # %% ../nbs/23_cli.ipynb #6f030f08
 def print_table(

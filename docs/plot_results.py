@@ -1,6 +1,7 @@
 """Draws docs/images/results.svg, the curves of docs/results.md, from the folders of real runs: `python docs/plot_results.py [RUNS]`
 
-RUNS holds `fast`, `dawn10`, `dilated_best` and `speedrun/seed0…2`, as `cifar_fast_train` left them. One more recipe is a line in `runs`."""
+RUNS holds `dawn10`, `dilated_best`, and `speedrun` and `fast` with a folder for each seed, as `cifar_fast_train` left them. One more recipe
+is a line in `runs`."""
 import sys
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -9,7 +10,7 @@ from cifar_fast.bench import run_flops
 from cifar_fast.runs import Run
 
 root = Path(__file__).resolve().parent
-runs = dict(speedrun='speedrun/seed*', fast='fast', dawn10='dawn10', dilated_best='dilated_best')
+runs = dict(speedrun='speedrun/seed*', fast='fast/seed*', dawn10='dawn10', dilated_best='dilated_best')
 plt.rcParams.update({'svg.hashsalt':'results', 'svg.fonttype':'none', 'font.size':9})
 
 def draw(folder):
