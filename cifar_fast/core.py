@@ -13,7 +13,7 @@ from fastai.torch_core import default_device
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'cifar10_classes', 'mean_fill', 'precisions', 'CifarFastError', 'choose', 'check_value',
-           'check_share', 'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory',
+           'check_fraction', 'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory',
            'trim_memory']
 
 # %% ../nbs/00_core.ipynb #3a5160a1
@@ -56,7 +56,7 @@ def check_value(
     if not ok: raise CifarFastError(f'{name} is {val}: choose {allowed}')
 
 # %% ../nbs/00_core.ipynb #47e398f9
-def check_share(
+def check_fraction(
     name:str,  # What the value is called
     val:float  # What was given
 ):

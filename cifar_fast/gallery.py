@@ -12,7 +12,7 @@ from .interpret import *
 from .interpret import _apart
 
 # %% auto #0
-__all__ = ['montage', 'plot_classes', 'plot_mistakes', 'plot_hits', 'cam_overlay', 'plot_cam_mistakes', 'plot_cam_layers',
+__all__ = ['montage', 'plot_classes', 'plot_mistakes', 'plot_correct', 'cam_overlay', 'plot_cam_mistakes', 'plot_cam_layers',
            'plot_cam_pairs', 'plot_cam_classes', 'plot_cam_compare']
 
 # %% ../nbs/16_gallery.ipynb #c5a28d95
@@ -109,17 +109,17 @@ def plot_mistakes(
     axs=None,           # As many axes to draw on
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
-    'Draw the misclassified images that the net was surest of, with predicted class, probability and actual class'
+    'Draw the misclassified images that the net was most confident of, with predicted class, probability and actual class'
     return _plot_ranked(preds, preds.mistakes(n), axs, figsize, 1.6)
 
 # %% ../nbs/16_gallery.ipynb #c6032c7d
-def plot_hits(
+def plot_correct(
     preds:Predictions,  # With images
     n:int=25,           # How many, at most
     axs=None,           # As many axes to draw on
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
-    'Draw the correctly classified images that the net was surest of, with class and probability'
+    'Draw the correctly classified images that the net was most confident of, with class and probability'
     return _plot_ranked(preds, preds.hits(n), axs, figsize, 1.45)
 
 # %% ../nbs/16_gallery.ipynb #6b48d92d
@@ -164,7 +164,7 @@ def plot_cam_mistakes(
     axs=None,           # As many axes to draw on
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
-    'Draw the surest mistakes, each beside the evidence for the predicted class'
+    'Draw the most confident mistakes, each beside the evidence for the predicted class'
     idx = preds.mistakes(n)
     images = _pictures(preds, idx)
     cams = _maps(learn, images, layer, preds.preds[idx].tolist())
@@ -184,7 +184,7 @@ def plot_cam_layers(
     axs=None,           # As many axes to draw on
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
-    'Draw the surest mistakes, each with the evidence for the predicted class at several layers: heat above, overlay below'
+    'Draw the most confident mistakes, each with the evidence for the predicted class at several layers: heat above, overlay below'
     idx = preds.mistakes(n)
     images = _pictures(preds, idx)
     layers = cam_layers(learn.model, _batch(learn, images[:1])) if layers is None else listify(layers)
@@ -210,7 +210,7 @@ def plot_cam_pairs(
     axs=None,           # Four axes for each mistake
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes, one list for each mistake
-    'Draw the surest mistakes: the image, the evidence for the predicted and for the actual class, and the probabilities'
+    'Draw the most confident mistakes: the image, the evidence for the predicted and for the actual class, and the probabilities'
     idx = preds.mistakes(n)
     images,k = _pictures(preds, idx),len(idx)
     said,true = preds.preds[idx],preds.targs[idx]

@@ -14,7 +14,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import HookCallback
 
 # %% auto #0
-__all__ = ['find_layer', 'cam_layers', 'grad_cam', 'untrained', 'show_cam', 'GradCAMCallback']
+__all__ = ['find_layer', 'cam_layers', 'grad_cam', 'randomized', 'show_cam', 'GradCAMCallback']
 
 # %% ../nbs/13_gradcam.ipynb #b23bc964
 def _bare(model): return getattr(model, '_orig_mod', model)
@@ -192,7 +192,7 @@ def grad_cam(
     return cams if is_listy(layer) else first(cams.values())
 
 # %% ../nbs/13_gradcam.ipynb #25daa90b
-def untrained(
+def randomized(
     model:nn.Module, # Any network
     seed:int=0       # Decides the weights
 )->nn.Module: # The copy; `model` and the random state are left as they are

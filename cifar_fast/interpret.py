@@ -200,7 +200,7 @@ def class_number(self:Predictions,
 
 # %% ../nbs/15_interpret.ipynb #51e2a59c
 @patch
-def top(self:Predictions,
+def top_k_accuracy(self:Predictions,
     k:int # How many guesses
 )->float: # A share, 0…1
     'The share of images whose actual class is among the `k` likeliest'
@@ -231,7 +231,7 @@ def summary(self:Predictions
     'The run in a few numbers'
     n,wrong = len(self),int((~self.correct).sum())
     rows = [('accuracy',f'{self.accuracy:.2%}'), ('cross-entropy',f'{self.losses.mean():.4f}')]
-    rows += [(f'right among the first {k}', f'{self.top(k):.2%}') for k in (2,5) if len(self.vocab)>k]
+    rows += [(f'right among the first {k}', f'{self.top_k_accuracy(k):.2%}') for k in (2,5) if len(self.vocab)>k]
     return rows + [('mistakes',f'{wrong:,} of {n:,}'), ('expected calibration error',f'{self.calibration()[1]:.2%}')]
 
 # %% ../nbs/15_interpret.ipynb #2fb760b7

@@ -263,7 +263,7 @@ def cifar_learner(
     **kwargs                    # Passed on to `Learner`
 )->Learner: # With `History`, `ChannelsLast` and, where it is wanted, `Autocast`
     'A `Learner` with Nesterov SGD, coupled weight decay, channels last and the precision that suits the device'
-    check_share('label smoothing', label_smoothing)
+    check_fraction('label smoothing', label_smoothing)
     precision = pick_precision(precision, getattr(dls,'device',None) or 'cpu')
     our_cbs = [History(), ChannelsLast()] + ([Autocast(precisions[precision])] if precision!='fp32' else [])
     our_cbs += [CompileModel()]*compile + [GraphModel()]*graph

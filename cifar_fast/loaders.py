@@ -81,20 +81,20 @@ def cifar_dls(
     source:str|Path|ImageArrays='cifar10', # What `load_images` takes, or what it gave
     bs:int=512,                  # Images in a batch
     policy:str='assignment',     # Augmentation of the training images; see `policies`
-    valid:float=0.,              # Share of the training images kept apart for validation, the same for each class
+    valid_pct:float=0.,          # Share of the training images kept apart for validation, the same for each class
     size:int=None,               # Resize images to this many pixels a side; None: leave them
     seed:int=42,                 # Decides which images are kept apart
-    workers:int=0,               # Processes that augment items; 0: this one, which is best on a CPU that also trains
+    num_workers:int=0,           # Processes that augment items; 0: this one, which is best on a CPU that also trains
     val_bs:int=None,             # Images in a batch that is not trained on; None: `bs`
     device:str|torch.device=None,# Where the batches go; None: fastai's default device
     pipeline:str='item'          # Augment single items ('item') or whole batches on the device ('device')
 )->DataLoaders: # Training; validation, if any; test
     '`DataLoaders` of a data set, augmented by `policy` and normalised with its own statistics'
     dl_type = choose(pipeline, pipelines, 'pipeline')
-    check_value(pipeline=='item' or not workers, 'workers', workers, "0, or pipeline='item': only single items are augmented by workers")
+    check_value(pipeline=='item' or not num_workers, 'num_workers', num_workers, "0, or pipeline='item': only single items are augmented by workers")
     ims = source if isinstance(source, ImageArrays) else load_images(source, size)
     idx,n,n_test = np.arange(len(ims.train_y)),len(ims.train_y),len(ims.test_y)
-    parts = [*(split_valid(ims.train_y, valid, seed) if valid else [idx]), n+np.arange(n_test)]
+    parts = [*(split_valid(ims.train_y, valid_pct, seed) if valid_pct else [idx]), n+np.arange(n_test)]
     if not 1<=bs<=len(parts[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(parts[0])}, the number of training images')
     items = [*zip(ims.train_x, ims.train_y.tolist()), *zip(ims.test_x, ims.test_y.tolist())]
     h,w = ims.train_x.shape[1:3]
@@ -104,7 +104,7 @@ def cifar_dls(
     ds = ImageItems(items, tfms, splits=[o.tolist() for o in parts])
     augs = get_policy(policy, h, fill=tuple(round(255*m) for m in mean))
     item_tfms,batch_tfms = ([AlbumentationsTransform(augs)],[]) if pipeline=='item' else ([],device_tfms(augs, h))
-    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=workers, device=device or default_device(),
+    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=num_workers, device=device or default_device(),
                           after_item=item_tfms, after_batch=[*batch_tfms, IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
 
 # %% ../nbs/05_loaders.ipynb #926b70f8

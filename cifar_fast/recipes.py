@@ -19,7 +19,7 @@ from .schedule import *
 from .learner import *
 from .tricks import *
 from .runs import *
-from .truth import *
+from .localization import *
 from .interpret import *
 
 # %% auto #0
@@ -40,8 +40,8 @@ class Recipe:
     model:str='resnet9'            # Net
     model_args:dict=field(default_factory=dict) # Arguments of the net
     epochs:int=24                  # Passes over the training images
-    bs:int=512                     # Images a step
-    schedule:str='linear_one_cycle'# 'linear_one_cycle' or 'step'
+    bs:int=512                     # Images in a batch
+    schedule:str='linear_one_cycle'# 'linear_one_cycle' or 'step_decay'
     lr:float=.1                    # Peak (one-cycle) or first (step) learning rate
     lr_min:float=None              # One-cycle: where it begins; None: a tenth of `lr`
     lr_end:float=None              # One-cycle: where it ends; None: where it began (no annihilation)
@@ -56,10 +56,10 @@ class Recipe:
     label_smoothing:float=0.       # Share of the target spread over all classes
     opt:str='sgd'                  # Optimizer: 'sgd', or 'muon', for which `lr`, `mom` are those of the filters and `wd` that of the rest
     opt_args:dict=field(default_factory=dict) # Further arguments of the optimizer
-    alternate:bool=False           # Flip each image in every other epoch? The policy should not flip then
-    sizes:tuple=()                 # Train on smaller images: pairs of a share of the training and the side in pixels from there on
+    alternating_flip:bool=False    # Flip each image in every other epoch? The policy should not flip then
+    progressive_resizing:tuple=()  # Train on smaller images: pairs of a share of the training and the side in pixels from there on
     ema:float=0.                   # Validate and end with a running mean of the weights, of this decay every 5 steps; 0: no mean
-    tta:bool=False                 # Also measure the accuracy over flips and shifts of each test image?
+    tta:bool=False                 # Also measure the accuracy with test-time augmentation (flip, shift)?
     notes:tuple=()                 # Where the original differs from what it says, one line each
 
     def __post_init__(self):
@@ -71,7 +71,7 @@ class Recipe:
 def scheds(self:Recipe)->dict: # Functions from the position in 0…1
     'The learning rate, and the momentum where it moves, as fastai schedules'
     r = self
-    if r.schedule=='step': return dict(lr=step_decay(r.epochs, r.lr, r.step_epochs, r.gamma))
+    if r.schedule=='step_decay': return dict(lr=step_decay(r.epochs, r.lr, r.step_epochs, r.gamma))
     res = dict(lr=linear_one_cycle(r.epochs, r.lr, r.lr_min, r.peak_epoch, r.lr_end))
     if r.moms: res['mom'] = linear_moms(r.epochs, r.moms, r.peak_epoch)
     return res
@@ -96,21 +96,21 @@ def check(self:Recipe):
     for k,v in vars(r).items(): _check_kind(k, v)
     check_model(r.model, **r.model_args)
     choose(r.policy, policies, 'policy')
-    choose(r.schedule, ['linear_one_cycle','step'], 'schedule')
-    check_value(r.schedule!='step' or not r.moms, 'moms', r.moms, "() or schedule='linear_one_cycle': only there does the momentum move")
+    choose(r.schedule, ['linear_one_cycle','step_decay'], 'schedule')
+    check_value(r.schedule!='step_decay' or not r.moms, 'moms', r.moms, "() or schedule='linear_one_cycle': only there does the momentum move")
     r.scheds()
     check_value(r.bs>=1, 'batch size', r.bs, 'a whole number, at least 1')
     choose(r.opt, optimizers, 'optimizer')
     names = [k for f in (optimizers[r.opt],*[Muon]*(r.opt=='muon')) for k in inspect.signature(f).parameters]
     for k in r.opt_args: choose(k, names, f'argument of {r.opt}')
-    ok = all(isinstance(o, (tuple,list)) and len(o)==2 and 0<=o[0]<1 and isinstance(o[1], Integral) and o[1]>0 for o in r.sizes)
-    check_value(ok, 'sizes', r.sizes, 'pairs of a share and a side, such as ((0,24),(.5,32))')
+    ok = all(isinstance(o, (tuple,list)) and len(o)==2 and 0<=o[0]<1 and isinstance(o[1], Integral) and o[1]>0 for o in r.progressive_resizing)
+    check_value(ok, 'progressive_resizing', r.progressive_resizing, 'pairs of a share and a side, such as ((0,24),(.5,32))')
     for k in ('wd','l1'): check_value(0<=getattr(r, k)<math.inf, k, getattr(r, k), 'a number, at least 0')
-    for k in ('mom','label_smoothing','ema'): check_share(k.replace('_',' '), getattr(r, k))
+    for k in ('mom','label_smoothing','ema'): check_fraction(k.replace('_',' '), getattr(r, k))
 
 # %% ../nbs/18_recipes.ipynb #c9384430
 @patch
-def but(self:Recipe,
+def replace(self:Recipe,
     **changes # Names of values and what they shall be
 )->Recipe:
     'This recipe with some values changed; `None` leaves a value as it is'
@@ -132,7 +132,7 @@ def but(self:Recipe,
 recipes = {r.name: r for r in [
     Recipe('assignment', 'The assignment that the published ResNet-9 systems answer: 24 epochs, peak at epoch 5, no annihilation; '
            'learning rate and weight decay as in 003, whose range test found them', lr=.0444, wd=5e-3),
-    Recipe('best', 'Ours for ResNet-9 in 24 epochs: logits scaled by 1/8, smoothed targets, down to 0. Not tuned yet',
+    Recipe('best', 'Ours for ResNet-9 in 24 epochs: logits scaled by 1/8, label smoothing, down to 0. Not tuned yet',
            model_args=dict(scale=.125), lr=.4, lr_min=.04, lr_end=0., label_smoothing=.1),
     Recipe('dilated_best', "Ours for system 001's net of 157,110 parameters: one cycle down to 0, little augmentation. Not tuned yet",
            policy='flip_crop', model='dilated_net', model_args=dict(dropout=0.), epochs=25, bs=128, lr=.2, lr_min=.02, lr_end=0.,
@@ -167,8 +167,8 @@ _add(Recipe('s000', 'System 000, divyanshuraj6815 (EVA6): ResNet-9 with dropout 
     'Says nothing of the rate of dropout: 0.05 comes from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #9a70c8b9
-_add(Recipe('dilated_step', 'System 001, Madhur-1 (ERA-v1): 157,110 parameters with dilated and separable convolutions, in stairs',
-    policy='s001', model='dilated_net', model_args=dict(dropout=.02), epochs=25, bs=64, schedule='step', lr=.01, step_epochs=8, gamma=.1,
+_add(Recipe('s001', 'System 001, Madhur-1 (ERA-v1): 157,110 parameters with dilated and separable convolutions, by step decay',
+    policy='s001', model='dilated_net', model_args=dict(dropout=.02), epochs=25, bs=64, schedule='step_decay', lr=.01, step_epochs=8, gamma=.1,
     nesterov=False, wd=0., notes=(
     'Says that holes are filled with the mean; as fractions on uint8 pixels they were black. Here they are of the mean.',
     'Says that the dilated layer is Conv2d-34 and the separable ones are Conv2d-49, 50 and 51; in its own listing 34 and 49 are 1x1 skips, '
@@ -178,8 +178,8 @@ _add(Recipe('dilated_step', 'System 001, Madhur-1 (ERA-v1): 157,110 parameters w
     'Says nothing of momentum, weight decay and the rate of dropout: 0.9, none and 0.02 come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #142c03bd
-_add(Recipe('resnet18_step', 'System 002, hardayaleva5 (EVA5): ResNet-18 in batches of 32, in stairs',
-    policy='s002', model='resnet18', epochs=20, bs=32, schedule='step', lr=.01, step_epochs=6, gamma=.1, nesterov=False, wd=0., notes=(
+_add(Recipe('s002', 'System 002, hardayaleva5 (EVA5): ResNet-18 in batches of 32, by step decay',
+    policy='s002', model='resnet18', epochs=20, bs=32, schedule='step_decay', lr=.01, step_epochs=6, gamma=.1, nesterov=False, wd=0., notes=(
     'Says Cutout; its holes, meant to be of the mean, were black and might hang over the edge. Here they are of the mean and whole.',
     'Says that a module finds the best learning rate; it is imported and never called.',
     'Says that Grad-CAM is implemented; the cell was never run, calls it with wrong arguments, and Grad-CAM++ reads an attribute '
@@ -218,12 +218,12 @@ _add(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9 with 
     'Says nothing of the optimizer: Nesterov, momentum, weight decay, L1 and the start at a 32nd of the maximum come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #3cc4d5b4
-_add(Recipe('speedrun', 'Ours for the clock: as accurate as the public speed runs with less arithmetic, by Muon, whitening, growing images',
+_add(Recipe('speedrun', 'Ours for the clock: as accurate as the public speed runs with less arithmetic, by Muon, whitening, progressive resizing',
     policy='crop2', model='speed_net', epochs=9, bs=2000, lr=.24, lr_end=0., peak_epoch=0., mom=.6, wd=.11, label_smoothing=.2,
-    opt='muon', alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
-_add(Recipe('fast', 'Ours for ResNet-9 in a quarter of the arithmetic: eight epochs by Muon, with whitening and growing images',
+    opt='muon', alternating_flip=True, progressive_resizing=((0,24),(.35,28),(.7,32)), tta=True))
+_add(Recipe('fast', 'Ours for ResNet-9 in a quarter of the arithmetic: eight epochs by Muon, with whitening and progressive resizing',
     policy='crop', model_args=dict(scale=.125, whiten=True), epochs=8, bs=1024, lr=.2, lr_end=0., peak_epoch=0., mom=.6, wd=.005,
-    label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternate=True, sizes=((0,24),(.35,28),(.7,32)), tta=True))
+    label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternating_flip=True, progressive_resizing=((0,24),(.35,28),(.7,32)), tta=True))
 
 # %% ../nbs/18_recipes.ipynb #655da504
 def _config(recipe, how, images, dls):
@@ -243,8 +243,8 @@ def recipe_learner(
     images:ImageArrays,    # The data; see `load_images`
     seed:int=0,            # Decides the initial weights, the order of the images and their augmentation
     precision:str='auto',  # 'auto', 'fp32' or 'bf16'
-    workers:int=0,         # Processes that augment, where images are augmented one by one; 0: this one
-    valid:float=0.,        # Share of the training images kept apart for validation
+    num_workers:int=0,     # Processes that augment, where images are augmented one by one; 0: this one
+    valid_pct:float=0.,      # Share of the training images kept apart for validation
     pipeline:str='device', # 'device': the images lie on the device and are augmented in batches; 'item': one by one, by Albumentations
     compile:bool=False,    # Train with `torch.compile`?
     graph:bool=False,      # Train with CUDA graphs?
@@ -253,10 +253,10 @@ def recipe_learner(
     'The learner that `recipe` describes'
     r,device = recipe,pick_device(device)
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
-    dls = cifar_dls(images, bs=r.bs, policy=r.policy, valid=valid, seed=seed, workers=workers, pipeline=pipeline, device=device)
+    dls = cifar_dls(images, bs=r.bs, policy=r.policy, valid_pct=valid_pct, seed=seed, num_workers=num_workers, pipeline=pipeline, device=device)
     model = get_model(r.model, n_classes=len(images.vocab), **r.model_args)
     if 'whiten' in dict(model.named_children()): whiten_(model.whiten, _some_images(dls))
-    cbs = [AlternatingFlip(seed)]*r.alternate + [ProgressiveResize(r.sizes)]*bool(r.sizes)
+    cbs = [AlternatingFlip(seed)]*r.alternating_flip + [ProgressiveResize(r.progressive_resizing)]*bool(r.progressive_resizing)
     cbs += [L1Penalty(r.l1)]*bool(r.l1) + [EMA(r.ema)]*bool(r.ema)
     args = dict(r.opt_args, mom=r.mom, **(dict(nesterov=r.nesterov) if r.opt=='sgd' else {}))
     return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=partial(optimizers[r.opt], **args), label_smoothing=r.label_smoothing,
@@ -278,7 +278,7 @@ def fit_recipe(self:Learner,
 # %% ../nbs/18_recipes.ipynb #f875b094
 def _results(learn, run, preds):
     "The run's final figures, each named for what it is"
-    rows,valid = learn.history.epochs,run.config['valid']
+    rows,valid = learn.history.epochs,run.config['valid_pct']
     seconds = sum(r['train_s'] for r in rows)
     res = dict(epochs=len(rows), train_seconds=seconds, images_per_second=len(learn.history.steps)*learn.dls.train.bs/seconds)
     if not valid: return dict(test_accuracy=rows[-1]['valid_accuracy'], test_loss=rows[-1]['valid_loss'], **res)
@@ -356,17 +356,17 @@ class TrimMemory(Callback):
     def after_epoch(self): trim_memory()
 
 def _tta_accuracy(learn, ds_idx):
-    with learn.no_bar(): logits,targs = learn.get_preds(ds_idx, cbs=FlipShift(), act=noop)
+    with learn.no_bar(): logits,targs = learn.get_preds(ds_idx, cbs=FlipShiftTTA(), act=noop)
     return float(accuracy(logits, targs))
 
 def _finish(learn, run, images):
     'What is made once, from the weights after the last epoch; the final figures'
     save_weights(learn.model, run/'model.safetensors')
-    preds = Predictions.from_learner(learn, 2 if run.config['valid'] else 1)
+    preds = Predictions.from_learner(learn, 2 if run.config['valid_pct'] else 1)
     preds.save(run/'predictions.safetensors')
     _figures(learn, run)
-    more = {} if images.test_mask is None else dict(cam_truth=cam_truth(learn, images))
-    if run_recipe(run).tta: more['tta_accuracy'] = _tta_accuracy(learn, 2 if run.config['valid'] else 1)
+    more = {} if images.test_mask is None else dict(cam_localization=cam_localization(learn, images))
+    if run_recipe(run).tta: more['tta_accuracy'] = _tta_accuracy(learn, 2 if run.config['valid_pct'] else 1)
     return dict(_results(learn, run, preds), **more)  # last, as it may put the best weights in the place of the last
 
 # %% ../nbs/18_recipes.ipynb #ea7cee5e
@@ -396,7 +396,7 @@ def _batch_that_fits(learn, bs):
 # %% ../nbs/18_recipes.ipynb #14fc08d9
 def _fit(learn, run, images, recipe, quiet):
     'Train from where the run folder stands to the end'
-    learn.add_cbs([Checkpoint(run, 'valid' if run.config['valid'] else 'test'), TrimMemory()])
+    learn.add_cbs([Checkpoint(run, 'valid' if run.config['valid_pct'] else 'test'), TrimMemory()])
     done = learn.checkpoint.restore()
     with ContextManagers([learn.no_bar(), learn.no_logging()] if quiet else []):
         with _batch_that_fits(learn, recipe.bs): learn.fit_recipe(recipe, start_epoch=done)
@@ -407,7 +407,7 @@ def _fit(learn, run, images, recipe, quiet):
 # %% ../nbs/18_recipes.ipynb #b6a2bd4e
 def _located(recipe):
     'With the whole path to its data, so that a run can be resumed from anywhere'
-    return recipe.but(data=str(Path(recipe.data).resolve())) if Path(recipe.data).exists() else recipe
+    return recipe.replace(data=str(Path(recipe.data).resolve())) if Path(recipe.data).exists() else recipe
 
 @delegates(recipe_learner)
 def train_recipe(
@@ -462,7 +462,7 @@ def train_seeds(
     quiet:bool=False,      # Neither progress bars nor a row an epoch
     device:str|torch.device=None, # Where to train; None: fastai's default device
     **kwargs
-)->dict: # `runs`; `mean` and `sd` (n-1) of their test accuracy, with `tta_` over flips and shifts, with `seconds_` of the training time
+)->dict: # `runs`; `mean` and `sd` (n-1) of their test accuracy, those of the accuracy with test-time augmentation as `tta_…`, of the training time as `seconds_…`
     'Train `recipe` with several seeds'
     check_value(n>=2, 'the number of seeds', n, 'at least 2, for a mean and a standard deviation')
     recipe.check()

@@ -22,7 +22,7 @@ def draw(folder):
             accs,label = [100*o['test_accuracy'] for o in rows],name if i==0 else None
             for ax,xs in zip(axs, ([o['epoch'] for o in rows],run_flops(run)/1e15)): ax.plot(xs, accs, 'o-', c=c, ms=2, lw=1, label=label)
     axs[0].set(xlabel='epochs', ylabel='test accuracy, %', ylim=(50,92))
-    axs[1].set(xlabel='arithmetic of the training, PFLOP (logarithmic)', xscale='log')
+    axs[1].set(xlabel='FLOPs of the training, PFLOP (logarithmic)', xscale='log')
     axs[1].legend(loc='lower right')
     for ax in axs: ax.grid(alpha=.3)
     return fig

@@ -15,17 +15,17 @@ policies.update(flip_crop2=flipped('crop2'))
 def variants(r):
     "The recipe, and the recipe without each of its tricks"
     yield 'all of it',r
-    if r.model_args.get('whiten', r.model=='speed_net'): yield 'a learned first layer',r.but(model_args=dict(r.model_args, whiten=False))
-    if r.alternate: yield 'random flips',r.but(alternate=False, policy={'crop':'flip_crop','crop2':'flip_crop2'}[r.policy])
-    if r.label_smoothing: yield 'hard targets',r.but(label_smoothing=0.)
-    if r.sizes: yield 'full size throughout',r.but(sizes=())
-    if r.ema: yield 'no averaged weights',r.but(ema=0.)
+    if r.model_args.get('whiten', r.model=='speed_net'): yield 'a learned first layer',r.replace(model_args=dict(r.model_args, whiten=False))
+    if r.alternating_flip: yield 'random flips',r.replace(alternating_flip=False, policy={'crop':'flip_crop','crop2':'flip_crop2'}[r.policy])
+    if r.label_smoothing: yield 'no label smoothing',r.replace(label_smoothing=0.)
+    if r.progressive_resizing: yield 'full size throughout',r.replace(progressive_resizing=())
+    if r.ema: yield 'no EMA',r.replace(ema=0.)
 
 def mean_sd(res, kind=''): return f"{res[f'{kind}mean']:.2%} ± {res[f'{kind}sd']:.2%}"
 
 name,data,out,*values = sys.argv[1:]
-base = get_recipe(name).but(data=data, **_parse_args(values[0] if values else ''))
-print(f'{"":<24}{"accuracy":>18}{"flips and shifts":>18}{"training":>10}')
+base = get_recipe(name).replace(data=data, **_parse_args(values[0] if values else ''))
+print(f'{"":<24}{"accuracy":>18}{"test-time augmentation":>18}{"training":>10}')
 for label,r in variants(base):
     res = train_seeds(r, Path(out)/label.replace(' ', '_'), 2, quiet=True)
     print(f"{label:<24}{mean_sd(res):>18}{mean_sd(res, 'tta_') if r.tta else '':>18}{res['seconds_mean']:>8.0f} s", flush=True)

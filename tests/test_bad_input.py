@@ -15,19 +15,19 @@ def answers(folder, run_script, tmp_path_factory):
     (d/'none'/'notes.txt').write_text('')
     (d/'other').mkdir()
     (d/'other'/'config.json').write_text('{}')
-    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--args','width=4','--quiet','--noreport','--out']
+    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--model_args','width=4','--quiet','--no_report','--out']
     calls = dict(
         recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'],
         precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],
-        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak',5],
+        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak_epoch',5],
         lr_negative=['--lr',-.1], lr_zero=['--lr',0],
-        lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--smoothing',2], valid=[*base,d/'v','--valid',1.5], model_args=['--args','width 4'],
-        model_arg=[*base,d/'m','--args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
+        lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--label_smoothing',2], valid=[*base,d/'v','--valid_pct',1.5], model_args=['--model_args','width 4'],
+        model_arg=[*base,d/'m','--model_args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
         resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'],
         resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
         nan=[*base,d/'nan','--lr',1e30,'--epochs',3], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
-        graph=[*base,d/'g','--graph','--device','cpu'], pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--workers',2])
+        graph=[*base,d/'g','--graph','--device','cpu'], pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--num_workers',2])
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
@@ -54,7 +54,7 @@ def test_nan_names_step_and_lr(answers):
 @pytest.fixture
 def begun(folder, tmp_path):
     "A run with a checkpoint and no results"
-    r = get_recipe('demo').but(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
+    r = get_recipe('demo').replace(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
     train_recipe(r, tmp_path/'run', quiet=True)
     (tmp_path/'run'/'results.json').unlink()
     return tmp_path/'run'
@@ -91,7 +91,7 @@ def test_full_disk(begun, folder, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, 'No space left on device')
     before = (begun/'checkpoint.pt').read_bytes()
     monkeypatch.setattr(torch, 'save', full)
-    r = get_recipe('demo').but(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
+    r = get_recipe('demo').replace(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
     with pytest.raises(CifarFastError, match='No space left on device'): train_recipe(r, tmp_path/'full', quiet=True)
     assert not (tmp_path/'full'/'checkpoint.pt').exists() and not list((tmp_path/'full').glob('.*'))
     assert (begun/'checkpoint.pt').read_bytes()==before

@@ -5,7 +5,7 @@ from cifar_fast import bench as b
 from cifar_fast.all import CifarFastError,get_recipe
 from PIL import Image
 
-tiny = get_recipe('assignment').but(model_args=dict(width=4), bs=16)
+tiny = get_recipe('assignment').replace(model_args=dict(width=4), bs=16)
 
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):

@@ -241,12 +241,12 @@ def test_classifier_sees_what_is_wrong(ims):
 @pytest.fixture(scope='module')
 def small(ims): return ImageArrays(ims.train_x[:600], ims.train_y[:600], ims.test_x[:150], ims.test_y[:150], ims.vocab, 'small', '-')
 
-def learners(ims, valid=.2, **kwargs):
+def learners(ims, valid_pct=.2, **kwargs):
     "Two learners with the same weights, one for each pipeline"
     set_seed(0)
     net = resnet9(width=2, scale=.125)
     for p in pipelines:
-        dls = cifar_dls(ims, bs=64, valid=valid, device='cpu', pipeline=p, **kwargs)
+        dls = cifar_dls(ims, bs=64, valid_pct=valid_pct, device='cpu', pipeline=p, **kwargs)
         yield Learner(dls, deepcopy(net), loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=SGD)
 
 @contextlib.contextmanager
@@ -394,7 +394,7 @@ def test_passes(small):
     assert torch.equal(ya, yb) and not torch.equal(xa, xb)
 
 def test_one_copy_of_the_data(small):
-    dls = cifar_dls(small, bs=64, valid=.2, device='cpu', pipeline='device')
+    dls = cifar_dls(small, bs=64, valid_pct=.2, device='cpu', pipeline='device')
     for dl in dls:
         assert dl._held.xs is None  # nothing is read before it is needed
         other = dl.new(shuffle=False, drop_last=False)

@@ -31,13 +31,13 @@ def close_figures():
     yield
     plt.close('all')
 
-figures = dict(plot_mistakes=lambda p,l: plot_mistakes(p), plot_hits=lambda p,l: plot_hits(p),
+figures = dict(plot_mistakes=lambda p,l: plot_mistakes(p), plot_correct=lambda p,l: plot_correct(p),
                plot_cam_mistakes=lambda p,l: plot_cam_mistakes(p, l),
                plot_cam_layers=lambda p,l: plot_cam_layers(p, l), plot_cam_pairs=lambda p,l: plot_cam_pairs(p, l, 25),
                plot_cam_classes=lambda p,l: plot_cam_classes(p, l, 0))
 
 @pytest.mark.parametrize('name,count', dict(
-    plot_mistakes=8, plot_hits=16, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
+    plot_mistakes=8, plot_correct=16, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
 def test_draws_what_there_is(preds, learn, name, count):
     "Fewer mistakes than asked for are no error"
     assert len(figures[name](preds, learn))==count

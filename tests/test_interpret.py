@@ -32,9 +32,9 @@ def ims():
     return replace(all_ims, train_x=all_ims.train_x[:400], train_y=all_ims.train_y[:400], test_x=all_ims.test_x[:150],
                    test_y=all_ims.test_y[:150])
 
-def learner(ims, precision='fp32', valid=.2, cbs=None, epochs=1):
+def learner(ims, precision='fp32', valid_pct=.2, cbs=None, epochs=1):
     set_seed(0)
-    dls = cifar_dls(ims, bs=64, policy='flip_crop', valid=valid, device='cpu')
+    dls = cifar_dls(ims, bs=64, policy='flip_crop', valid_pct=valid_pct, device='cpu')
     learn = cifar_learner(dls, resnet9(width=4, scale=.125), precision=precision, cbs=cbs)
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, .1)
     return learn
@@ -56,7 +56,7 @@ def test_a_pass_says_what_validate_says(ims, precision, ds_idx):
 @pytest.mark.parametrize('precision', ['fp32','bf16'])
 def test_logits_are_those_of_the_images(ims, precision):
     "Row i belongs to image i, computed in the learner's precision and given in fp32"
-    learn = learner(ims, precision, valid=0)
+    learn = learner(ims, precision, valid_pct=0)
     preds = Predictions.from_learner(learn)
     learn.model.eval()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=precision=='bf16'):
@@ -104,7 +104,7 @@ def test_an_unknown_held_out_set(ims):
     learn = learner(ims, epochs=0)
     for i in (0,3):
         with pytest.raises(CifarFastError, match=f'held-out set is {i}: choose 1 or 2'): Predictions.from_learner(learn, i)
-    with pytest.raises(CifarFastError, match='choose 1'): raw_images(learner(ims, valid=0, epochs=0).dls, 2)
+    with pytest.raises(CifarFastError, match='choose 1'): raw_images(learner(ims, valid_pct=0, epochs=0).dls, 2)
 
 # numbers
 
@@ -116,7 +116,7 @@ def test_metrics_against_sklearn(c):
         want = [report[r['class']][k] for k in ('precision','recall','f1-score','support')]
         assert [r[k] for k in ('precision','recall','f1','support')]==pytest.approx(want)
     assert p.losses.mean()==pytest.approx(log_loss(p.targs, p.probs, labels=range(c)))
-    if c>2: assert [p.top(k) for k in (2,5)]==pytest.approx([top_k_accuracy_score(p.targs, p.logits, k=k, labels=range(c)) for k in (2,5)])
+    if c>2: assert [p.top_k_accuracy(k) for k in (2,5)]==pytest.approx([top_k_accuracy_score(p.targs, p.logits, k=k, labels=range(c)) for k in (2,5)])
 
 def test_confusion_by_counting():
     p,want = draw(c=10),np.zeros((10,10), int)
@@ -170,7 +170,7 @@ def test_summary_says_what_is_asked():
     assert 'right among the first 5' not in dict(draw(c=5).summary())
     assert 'right among the first 2' not in dict(draw(c=2).summary())
 
-def test_the_surest_come_first_and_ties_keep_their_order():
+def test_the_most_confident_come_first_and_ties_keep_their_order():
     p = Predictions(np.log([[.8,.2],[.9,.1],[.8,.2],[.1,.9],[.2,.8],[.2,.8]]), [1,1,1,1,1,1], 'ab')
     assert p.mistakes().tolist()==[1,0,2] and p.mistakes(2).tolist()==[1,0] and p.hits().tolist()==[3,4,5]
     near = Predictions([[20.,0],[30,0],[40,0]], [1,1,1], 'ab')  # all 1.0 in fp32
@@ -224,7 +224,7 @@ def test_bad_arguments():
     for c in (3,-1):
         with pytest.raises(CifarFastError, match='out of range: there are 3 classes, 0 to 2'): p.class_number(c)
     with pytest.raises(CifarFastError, match="did you mean 'cat'"): p.class_number('cats')
-    bad = lambda: p.mistakes(0),lambda: p.most_confused(0),lambda: p.calibration(0),lambda: p.top(4),lambda: plot_reliability(p, 0)
+    bad = lambda: p.mistakes(0),lambda: p.most_confused(0),lambda: p.calibration(0),lambda: p.top_k_accuracy(4),lambda: plot_reliability(p, 0)
     for f in bad:
         with pytest.raises(CifarFastError, match='choose'): f()
     for probs,actual,message in (([.5,.5], None, 'but 3 class names'), ([.5,.5,np.nan], None, 'no probabilities'),

@@ -14,7 +14,7 @@ def rows(path):
 @pytest.mark.parametrize('name', recipes)
 def test_trains_as_it_says(folder, tmp_path, name, pipeline):
     "One epoch of three steps, with the recipe's own net: what was recorded is what the recipe promises"
-    r = get_recipe(name).but(data=str(folder), epochs=1, bs=24, size=16)
+    r = get_recipe(name).replace(data=str(folder), epochs=1, bs=24, size=16)
     results = train_recipe(r, tmp_path/'run', precision='fp32', quiet=True, pipeline=pipeline)
     run,f = Run(tmp_path/'run'),r.scheds()
     assert run_recipe(run)==r and 0<=results['test_accuracy']<=1 and results['epochs']==1
@@ -26,29 +26,29 @@ def test_trains_as_it_says(folder, tmp_path, name, pipeline):
 
 def test_l1_shrinks_weights(folder, tmp_path):
     "The L1 penalty of a recipe reaches the weights, and stays out of the losses that are recorded"
-    base = get_recipe('s004').but(data=str(folder), epochs=2, bs=24, lr=.01, policy='none', model_args=dict(width=4))
+    base = get_recipe('s004').replace(data=str(folder), epochs=2, bs=24, lr=.01, policy='none', model_args=dict(width=4))
     total,first = {},{}
     for l1 in (0.,.05):
-        train_recipe(base.but(l1=l1), tmp_path/str(l1), precision='fp32', quiet=True)
+        train_recipe(base.replace(l1=l1), tmp_path/str(l1), precision='fp32', quiet=True)
         total[l1] = sum(p.abs().sum().item() for p in run_model(Run(tmp_path/str(l1))).parameters())
         first[l1] = rows(tmp_path/str(l1)/'steps.csv')[0]['loss']
     assert total[.05]<total[0.] and first[.05]==first[0.]
 
 changed = dict(name='mine', about='another', data='shapes10', size=24, policy='none', model='dilated_net', model_args=dict(dropout=.1),
-               epochs=7, bs=3, schedule='step', lr=.3, lr_min=.01, lr_end=.02, peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
+               epochs=7, bs=3, schedule='step_decay', lr=.3, lr_min=.01, lr_end=.02, peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
                moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, opt='muon', opt_args=dict(mom=.5),
-               alternate=True, sizes=((0,24),(.5,32)), ema=.9, tta=True, notes=('one','two'))
+               alternating_flip=True, progressive_resizing=((0,24),(.5,32)), ema=.9, tta=True, notes=('one','two'))
 
 @pytest.mark.parametrize('field', [f.name for f in dataclasses.fields(Recipe)])
 def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
-    r = get_recipe('assignment').but(**{field: changed[field]})
+    r = get_recipe('assignment').replace(**{field: changed[field]})
     run = Run.create(tmp_path/'run', dict(recipe=dataclasses.asdict(r)))
     assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
     assert run_recipe(Run(run.path))==r
 
 def test_resumes_with_all_tricks(folder, tmp_path, monkeypatch):
     "Muon's momentum, the running mean, the side an image is seen from and the size it has: a resumed run ends where a whole one does"
-    r = get_recipe('speedrun').but(data=str(folder), epochs=4, bs=24, size=16, sizes=((0,12),(.6,16)), ema=.8, model_args=dict(width=8))
+    r = get_recipe('speedrun').replace(data=str(folder), epochs=4, bs=24, size=16, progressive_resizing=((0,12),(.6,16)), ema=.8, model_args=dict(width=8))
     whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True)
     write = Checkpoint.after_epoch
     def stop(self):
@@ -66,19 +66,19 @@ def test_resumes_with_all_tricks(folder, tmp_path, monkeypatch):
 def test_more_epochs_keep_the_shape(name):
     "Three times the epochs: the same learning rate and momentum at the same part of the training"
     whole = get_recipe(name)
-    f,g = (r.scheds() for r in (whole,whole.but(epochs=3*whole.epochs)))
-    if whole.schedule=='step': assert whole.but(epochs=3*whole.epochs).step_epochs==3*whole.step_epochs
+    f,g = (r.scheds() for r in (whole,whole.replace(epochs=3*whole.epochs)))
+    if whole.schedule=='step_decay': assert whole.replace(epochs=3*whole.epochs).step_epochs==3*whole.step_epochs
     assert [g[k](i/40) for k in f for i in range(40)]==pytest.approx([f[k](i/40) for k in f for i in range(40)])
 
 @pytest.mark.parametrize('change,kept', [(dict(mom=.8), dict(moms=())), (dict(model='dilated_net'), dict(model_args={})),
                                          (dict(lr=.02), dict(lr_min=.0008, lr_end=8e-8)), (dict(epochs=12), dict(peak_epoch=1.8)),
                                          (dict(epochs=12, peak_epoch=5.), dict(peak_epoch=5.))])
 def test_what_moves_along(change, kept):
-    r = get_recipe('s000').but(**change)
+    r = get_recipe('s000').replace(**change)
     for k,v in kept.items(): assert getattr(r, k)==(pytest.approx(v) if isinstance(v, float) else v)
 
 @pytest.fixture(scope='module')
-def tiny(folder): return get_recipe('demo').but(data=str(folder), epochs=2, bs=24, policy='flip_crop', model_args=dict(width=4))
+def tiny(folder): return get_recipe('demo').replace(data=str(folder), epochs=2, bs=24, policy='flip_crop', model_args=dict(width=4))
 
 def test_seeds(tiny, tmp_path):
     "Several seeds are the single runs; an interrupted one is resumed, a finished one is left alone"

@@ -5,7 +5,7 @@ from PIL import Image
 from cifar_fast.recipes import run_model
 from cifar_fast.runs import Run
 
-small = ['--epochs','2','--bs','16','--policy','none','--args','width=4','--lr','.05','--quiet']
+small = ['--epochs','2','--bs','16','--policy','none','--model_args','width=4','--lr','.05','--quiet']
 
 @pytest.fixture(scope='module')
 def done(folder, run_script, tmp_path_factory):
@@ -18,10 +18,10 @@ def done(folder, run_script, tmp_path_factory):
     (d/'broken.jpg').write_bytes(b'no image')
     (d/'nothing').mkdir()
     calls = dict(
-        a=['--data',folder,*small,'--out',d/'a'], b=['--data',folder,*small,'--out',d/'b','--seed',1,'--noreport'],
-        seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--noreport'],
+        a=['--data',folder,*small,'--out',d/'a'], b=['--data',folder,*small,'--out',d/'b','--seed',1,'--no_report'],
+        seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--no_report'],
         seeds_again=['--data',folder,*small,'--out',d/'seeds','--seeds',2],
-        set=['--data',folder,*small,'--out',d/'set','--set','nesterov=False,epochs=1','--noreport'],
+        set=['--data',folder,*small,'--out',d/'set','--set','nesterov=False,epochs=1','--no_report'],
         lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16,model_args={"width":4}','--steps',12,
                  '--out',d/'lr','--quiet'],
         report=['cifar_fast_report',d/'b'], compare=['cifar_fast_compare',d/'a',d/'b','--out',d/'compare.html'],

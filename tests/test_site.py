@@ -128,7 +128,7 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
 def test_search_index(site):
     rows = json.loads((site.out/'search.js').read_text(encoding='utf-8').removeprefix('window.searchIndex='))
     assert ['linear_one_cycle','schedule.html#linear_one_cycle','symbol','Schedules'] in [r[:4] for r in rows]
-    assert any(r[0]=='Stairs' and 'constant learning rate' in r[4] for r in rows)
+    assert any(r[0]=='Step decay' and 'constant learning rate' in r[4] for r in rows)
 
 # --- What makes the build fail, and what a notebook may hold
 

@@ -9,7 +9,7 @@ from cifar_fast.runs import Run
 
 def trained(folder, out, **how):
     "Weights and losses of two epochs of a small ResNet-9"
-    r = get_recipe('dawn10').but(data=str(folder), epochs=2, bs=24, lr=.05, model_args=dict(width=8, scale=.125))
+    r = get_recipe('dawn10').replace(data=str(folder), epochs=2, bs=24, lr=.05, model_args=dict(width=8, scale=.125))
     train_recipe(r, out, precision='fp32', quiet=True, **how)
     return load_file(out/'model.safetensors'),[s['loss'] for s in Run(out).read_table('steps.csv')]
 
@@ -38,7 +38,7 @@ def test_no_batch_waits_on_cuda(folder, tmp_path):
         def before_batch(self):
             if self.iter==1: torch.cuda.set_sync_debug_mode('error')
         def after_train(self): torch.cuda.set_sync_debug_mode('default')
-    learn = recipe_learner(get_recipe('dawn10').but(bs=8, model_args=dict(width=8)), load_images(folder), device='cuda')
+    learn = recipe_learner(get_recipe('dawn10').replace(bs=8, model_args=dict(width=8)), load_images(folder), device='cuda')
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=NoWaiting())
     finally: torch.cuda.set_sync_debug_mode('default')

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from cifar_fast.recipes import recipes,resume_run
 
 script = Path(sys.executable).parent/'cifar_fast_train'
-small = ['--epochs','4','--bs','16','--policy','flip_crop','--args','width=4,dropout=.1','--lr','.05','--size','16','--noreport']
+small = ['--epochs','4','--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--size','16','--no_report']
 
 def weights(run): return load_file(Path(run)/'model.safetensors')
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -19,8 +19,8 @@ def runs(folder, run_script, tmp_path_factory):
     d = tmp_path_factory.mktemp('runs')
     args = ['--data',folder,*small,'--out']
     res = run_script([*args,d/'a'], [*args,d/'b','--quiet'], [*args,d/'seed','--seed','1','--quiet'],
-                     [*args,d/'valid','--valid','.25','--quiet'],
-                     *([*args,d/f'workers{i}','--workers','2','--pipeline','item','--quiet'] for i in range(2)), ['--list'])
+                     [*args,d/'valid','--valid_pct','.25','--quiet'],
+                     *([*args,d/f'workers{i}','--num_workers','2','--pipeline','item','--quiet'] for i in range(2)), ['--list'])
     assert [r[0] for r in res]==[0]*7, res
     return d,res
 
@@ -105,7 +105,7 @@ def start_and_signal(args, out, epochs, sig):
 
 def check_resumed(out, whole):
     "Continue `out` and compare it with the undisturbed run"
-    r = subprocess.run([script,'--resume',out,'--noreport'], capture_output=True, text=True)
+    r = subprocess.run([script,'--resume',out,'--no_report'], capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     assert same(weights(out), weights(whole))
     assert rows(out/'steps.csv')==rows(whole/'steps.csv')
