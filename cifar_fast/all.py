@@ -13,7 +13,7 @@ from cifar_fast.tricks import *
 from cifar_fast.runs import *
 from cifar_fast.range_test import *
 from cifar_fast.gradcam import *
-from cifar_fast.truth import *
+from cifar_fast.localization import *
 from cifar_fast.interpret import *
 from cifar_fast.gallery import *
 from cifar_fast.gifs import *
