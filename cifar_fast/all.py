@@ -18,6 +18,7 @@ from cifar_fast.interpret import *
 from cifar_fast.gallery import *
 from cifar_fast.gifs import *
 from cifar_fast.recipes import *
+from cifar_fast.train import *
 from cifar_fast.report import *
 from cifar_fast.explain import *
 from cifar_fast.export import *

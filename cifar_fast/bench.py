@@ -24,6 +24,7 @@ from .learner import *
 from .tricks import *
 from .runs import *
 from .recipes import *
+from .train import *
 try: import resource
 except ImportError: resource = None  # Windows
 

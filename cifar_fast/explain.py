@@ -15,6 +15,7 @@ from .gradcam import *
 from .interpret import *
 from .interpret import _class_number
 from .recipes import *
+from .train import *
 
 # %% auto #0
 __all__ = ['find_pictures', 'read_picture', 'run_data', 'net_input', 'plot_explained', 'explain']

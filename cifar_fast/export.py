@@ -10,6 +10,7 @@ from fastai.basics import *
 from .shapes import *
 from .runs import *
 from .recipes import *
+from .train import *
 from .explain import *
 
 # %% auto #0

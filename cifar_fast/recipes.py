@@ -4,132 +4,159 @@
 
 # %% ../nbs/18_recipes.ipynb #44f04c87
 from __future__ import annotations
+import ast,dataclasses,inspect
+from typing import Annotated
+from pydantic import BeforeValidator,Field,NonNegativeFloat,PositiveInt,ValidationError
+from pydantic.dataclasses import dataclass
+from fastcore.basics import patch
 from .core import *
-import dataclasses,inspect,json,math,platform,statistics
-from dataclasses import dataclass,field
-from importlib.metadata import version
-from numbers import Integral,Real
-from fastai.basics import *
-from fastai.callback.schedule import ParamScheduler
-from .data import *
-from .augment import *
-from .loaders import *
-from .models import *
+from .augment import policies
+from .models import check_model
 from .schedule import *
-from .learner import *
-from .tricks import *
-from .runs import *
-from .localization import *
-from .interpret import *
+from .learner import sgd
+from .tricks import Muon,muon
 
 # %% auto #0
-__all__ = ['optimizers', 'recipes', 'Recipe', 'get_recipe', 'recipe_learner', 'run_recipe', 'run_model', 'run_images',
-           'run_learner', 'TrimMemory', 'train_recipe', 'resume_run', 'train_seeds']
+__all__ = ['Fraction', 'Values', 'Momenta', 'Sizes', 'finite', 'optimizers', 'recipes', 'read_literal', 'Schedule', 'Recipe',
+           'add_recipe', 'get_recipe']
 
-# %% ../nbs/18_recipes.ipynb #4cc31df7
-def _as_tuple(o): return tuple(map(_as_tuple, o)) if isinstance(o, (list,tuple)) else o
+# %% ../nbs/18_recipes.ipynb #47d128b9
+def read_literal(
+    o # A text such as "width=16,scale=.125", "{'width': 16}" or "((0,24),(.5,32))"; anything else stays as it is
+):
+    'The dict or tuple that a text means'
+    if not isinstance(o, str): return o
+    try: return ast.literal_eval(o)
+    except (SyntaxError,ValueError): pass
+    try: return {k.arg: ast.literal_eval(k.value) for k in ast.parse(f'dict({o})', mode='eval').body.keywords if k.arg} or o
+    except (SyntaxError,ValueError,AttributeError): return o
 
-@dataclass(frozen=True)
-class Recipe:
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Values = Annotated[dict, BeforeValidator(read_literal)]
+Momenta = Annotated[tuple[Fraction,...], BeforeValidator(read_literal)]
+Sizes = Annotated[tuple[tuple[Fraction,PositiveInt],...], BeforeValidator(read_literal)]
+finite = dict(allow_inf_nan=False)
+
+# %% ../nbs/18_recipes.ipynb #cf2804f7
+@dataclass(frozen=True, kw_only=True, config=finite)
+class Schedule:
+    'The learning rate, and the momentum where it moves, over a training'
+    epochs:PositiveInt=24          # Passes over the training images
+    schedule:str='linear_one_cycle'# 'linear_one_cycle' or 'step_decay'
+    lr:float=.1                    # Peak (one-cycle) or first (step decay) learning rate
+    lr_min:float|None=None         # One-cycle: where it begins; None: a tenth of `lr`
+    lr_end:float|None=None         # One-cycle: where it ends; None: where it began (no annihilation)
+    peak_epoch:float=5.            # One-cycle: the peak, in completed epochs
+    step_epochs:PositiveInt=8      # Step decay: epochs between two drops
+    gamma:float=.1                 # Step decay: factor of each drop
+    moms:Momenta=()                # One-cycle: momentum at the start, the peak and the end; empty: `mom` throughout
+
+    def scheds(self)->dict: # Functions from the position in 0…1
+        'As fastai schedules'
+        s = self
+        if choose(s.schedule, ['linear_one_cycle','step_decay'], 'schedule')=='step_decay':
+            check_value(not s.moms, 'moms', s.moms, "() or schedule='linear_one_cycle': only there does the momentum move")
+            return dict(lr=step_decay(s.epochs, s.lr, s.step_epochs, s.gamma))
+        res = dict(lr=linear_one_cycle(s.epochs, s.lr, s.lr_min, s.peak_epoch, s.lr_end))
+        if s.moms: res['mom'] = linear_moms(s.epochs, s.moms, s.peak_epoch)
+        return res
+
+# %% ../nbs/18_recipes.ipynb #f212e462
+optimizers = dict(sgd=sgd, muon=muon)
+
+@dataclass(frozen=True, config=finite)
+class Recipe(Schedule):
     'Everything that decides the outcome of a training, but for the seed and the machine'
     name:str                       # What to call it
     about:str=''                   # One line: what it is and where it comes from
-    data:str='cifar10'             # 'cifar10', 'shapes10', or a path
-    size:int=None                  # Resize images to this many pixels a side; None: leave them
+    data:str='cifar10'             # 'cifar10', 'shapes10', or the path of a folder or archive
+    size:PositiveInt|None=None     # Resize images to this many pixels a side; None: leave them
     policy:str='assignment'        # Augmentation policy
-    model:str='resnet9'            # Net
-    model_args:dict=field(default_factory=dict) # Arguments of the net
-    epochs:int=24                  # Passes over the training images
-    bs:int=512                     # Images in a batch
-    schedule:str='linear_one_cycle'# 'linear_one_cycle' or 'step_decay'
-    lr:float=.1                    # Peak (one-cycle) or first (step) learning rate
-    lr_min:float=None              # One-cycle: where it begins; None: a tenth of `lr`
-    lr_end:float=None              # One-cycle: where it ends; None: where it began (no annihilation)
-    peak_epoch:float=5.            # One-cycle: the peak, in completed epochs
-    step_epochs:int=8              # Step: epochs between two drops
-    gamma:float=.1                 # Step: factor of each drop
-    mom:float=.9                   # Momentum
-    moms:tuple=()                  # One-cycle: momentum at the start, the peak and the end; empty: `mom` throughout
+    model:str='resnet9'            # Net: resnet9, resnet18, dilated_net or speed_net
+    model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
+    bs:PositiveInt=512             # Images in a batch
+    mom:Fraction=.9                # Momentum
     nesterov:bool=True             # Nesterov's momentum
-    wd:float=5e-4                  # Weight decay, coupled
-    l1:float=0.                    # Factor of the sum of absolute weights in the loss that is trained on
-    label_smoothing:float=0.       # Share of the target spread over all classes
+    wd:NonNegativeFloat=5e-4       # Weight decay, coupled
+    l1:NonNegativeFloat=0.         # Factor of the sum of absolute weights in the loss that is trained on
+    label_smoothing:Fraction=0.    # Fraction of the target that is spread over all classes
     opt:str='sgd'                  # Optimizer: 'sgd', or 'muon', for which `lr`, `mom` are those of the filters and `wd` that of the rest
-    opt_args:dict=field(default_factory=dict) # Further arguments of the optimizer
+    opt_args:Values=Field(default_factory=dict) # Further arguments of the optimizer, such as bias_lr=2.5
     alternating_flip:bool=False    # Flip each image in every other epoch? The policy should not flip then
-    progressive_resizing:tuple=()  # Train on smaller images: pairs of a share of the training and the side in pixels from there on
-    ema:float=0.                   # Validate and end with a running mean of the weights, of this decay every 5 steps; 0: no mean
+    progressive_resizing:Sizes=()  # Train on smaller images: pairs of a fraction of the training and the side in pixels from there on
+    ema:Fraction=0.                # Validate and end with the EMA of the weights, of this decay every 5 steps; 0: without
     tta:bool=False                 # Also measure the accuracy with test-time augmentation (flip, shift)?
     notes:tuple=()                 # Where the original differs from what it says, one line each
 
-    def __post_init__(self):
-        for k,v in vars(self).items():
-            if isinstance(v, (list,tuple)): object.__setattr__(self, k, _as_tuple(v))  # JSON has no tuples
-
-# %% ../nbs/18_recipes.ipynb #e5fd3dc7
-@patch
-def scheds(self:Recipe)->dict: # Functions from the position in 0…1
-    'The learning rate, and the momentum where it moves, as fastai schedules'
-    r = self
-    if r.schedule=='step_decay': return dict(lr=step_decay(r.epochs, r.lr, r.step_epochs, r.gamma))
-    res = dict(lr=linear_one_cycle(r.epochs, r.lr, r.lr_min, r.peak_epoch, r.lr_end))
-    if r.moms: res['mom'] = linear_moms(r.epochs, r.moms, r.peak_epoch)
-    return res
-
-# %% ../nbs/18_recipes.ipynb #c0f3da0d
-optimizers = dict(sgd=sgd, muon=muon)
-
-_kinds = dict(str=(str,'a text'), int=(Integral,'a whole number'), float=(Real,'a number'), bool=(bool,'True or False'),
-              dict=(dict,'names and values'), tuple=((tuple,list),'a sequence in brackets'))
-
-def _check_kind(name, val):
-    'Raise a `CifarFastError` unless `val` is of the kind that field `name` holds'
-    f = Recipe.__dataclass_fields__[choose(name, list(Recipe.__dataclass_fields__), 'value of a recipe')]
-    kind,allowed = _kinds[f.type]
-    ok = val is None if f.default is None and val is None else isinstance(val, kind) and isinstance(val, bool)==(f.type=='bool')
-    check_value(ok, name, repr(val), allowed)
+# %% ../nbs/18_recipes.ipynb #1c40b284
+Recipe.__delwrap__ = Schedule  # where docments finds what the inherited values mean
 
 @patch
 def check(self:Recipe):
-    'Raise a `CifarFastError` for a value that cannot work'
-    r = self
-    for k,v in vars(r).items(): _check_kind(k, v)
-    check_model(r.model, **r.model_args)
-    choose(r.policy, policies, 'policy')
-    choose(r.schedule, ['linear_one_cycle','step_decay'], 'schedule')
-    check_value(r.schedule!='step_decay' or not r.moms, 'moms', r.moms, "() or schedule='linear_one_cycle': only there does the momentum move")
-    r.scheds()
-    check_value(r.bs>=1, 'batch size', r.bs, 'a whole number, at least 1')
-    choose(r.opt, optimizers, 'optimizer')
-    names = [k for f in (optimizers[r.opt],*[Muon]*(r.opt=='muon')) for k in inspect.signature(f).parameters]
-    for k in r.opt_args: choose(k, names, f'argument of {r.opt}')
-    ok = all(isinstance(o, (tuple,list)) and len(o)==2 and 0<=o[0]<1 and isinstance(o[1], Integral) and o[1]>0 for o in r.progressive_resizing)
-    check_value(ok, 'progressive_resizing', r.progressive_resizing, 'pairs of a share and a side, such as ((0,24),(.5,32))')
-    for k in ('wd','l1'): check_value(0<=getattr(r, k)<math.inf, k, getattr(r, k), 'a number, at least 0')
-    for k in ('mom','label_smoothing','ema'): check_fraction(k.replace('_',' '), getattr(r, k))
+    'Raise a `CifarFastError` for values that cannot work together'
+    self.scheds()
+    check_model(self.model, **self.model_args)
+    choose(self.policy, policies, 'policy')
+    choose(self.opt, optimizers, 'optimizer')
+    own = 'self params lr mom momentum wd weight_decay nesterov kwargs'.split()
+    names = [k for k in inspect.signature(Muon if self.opt=='muon' else sgd).parameters if k not in own]
+    for k in self.opt_args:
+        if not names: raise CifarFastError(f'opt_args: {self.opt} has none but lr, mom, wd and nesterov, which are values of the recipe')
+        choose(k, names, f'argument of {self.opt}')
 
-# %% ../nbs/18_recipes.ipynb #c9384430
+# %% ../nbs/18_recipes.ipynb #ec980d99
+@patch(cls_method=True)
+def of(cls:Recipe,
+    **values # Its values
+)->Recipe:
+    'A recipe of these values, such as a file has them; a `CifarFastError` if one of them is no value of a recipe'
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for k in values: choose(k, fields, 'value of a recipe')
+    try: return cls(**values)
+    except ValidationError as e:
+        o = e.errors()[0]
+        name,given = o['loc'][0],'missing' if o['type']=='missing' else repr(values[o['loc'][0]])
+        raise CifarFastError(f"{name} is {given}: {o['msg'].replace('Input should', 'it should')}") from None
+
+# %% ../nbs/18_recipes.ipynb #d85a46a7
 @patch
 def replace(self:Recipe,
     **changes # Names of values and what they shall be
 )->Recipe:
     'This recipe with some values changed; `None` leaves a value as it is'
     c = {k: v for k,v in changes.items() if v is not None}
-    for k,v in c.items(): _check_kind(k, v)
+    r,follow = Recipe.of(**{**vars(self), **c}),{}
     if 'epochs' in c:
-        c.setdefault('peak_epoch', self.peak_epoch*c['epochs']/self.epochs)
-        c.setdefault('step_epochs', max(1, round(self.step_epochs*c['epochs']/self.epochs)))
-    if 'lr' in c:
-        for k in ('lr_min','lr_end'):
-            if getattr(self, k) is not None: c.setdefault(k, getattr(self, k)*c['lr']/self.lr)
-    if 'mom' in c: c.setdefault('moms', ())
-    if c.get('model', self.model)!=self.model: c.setdefault('model_args', {})
-    r = dataclasses.replace(self, **c)
+        k = r.epochs/self.epochs
+        follow.update(peak_epoch=self.peak_epoch*k, step_epochs=max(1, round(self.step_epochs*k)))
+    if 'lr' in c: follow.update({k: v*r.lr/self.lr for k,v in dict(lr_min=self.lr_min, lr_end=self.lr_end).items() if v is not None})
+    if 'mom' in c: follow['moms'] = ()
+    if r.model!=self.model: follow['model_args'] = {}
+    if r.opt!=self.opt: follow['opt_args'] = {}
+    r = dataclasses.replace(r, **{k: v for k,v in follow.items() if k not in c})
     r.check()
     return r
 
-# %% ../nbs/18_recipes.ipynb #35b379d0
-recipes = {r.name: r for r in [
+# %% ../nbs/18_recipes.ipynb #636d50c1
+recipes = {}
+
+def add_recipe(
+    recipe:Recipe # With a name that is not taken
+):
+    'Give `recipe` a place among the `recipes`, on the command line too'
+    recipe.check()
+    check_value(recipe.name not in recipes, 'name', recipe.name, 'one that no other recipe has')
+    recipes[recipe.name] = recipe
+
+# %% ../nbs/18_recipes.ipynb #a154012c
+def get_recipe(
+    name:str # One of `recipes`
+)->Recipe:
+    'The recipe called `name`'
+    return choose(name, recipes, 'recipe')
+
+# %% ../nbs/18_recipes.ipynb #5dbe2d55
+for r in [
     Recipe('assignment', 'The assignment that the published ResNet-9 systems answer: 24 epochs, peak at epoch 5, no annihilation; '
            'learning rate and weight decay as in 003, whose range test found them', lr=.0444, wd=5e-3),
     Recipe('best', 'Ours for ResNet-9 in 24 epochs: logits scaled by 1/8, label smoothing, down to 0. Not tuned yet',
@@ -140,20 +167,10 @@ recipes = {r.name: r for r in [
     Recipe('dawn10', "Ten epochs in the manner of cifar10-fast's dawn.py: logits scaled by 1/8, from 0 to 0.4 and down to 0",
            model_args=dict(scale=.125), epochs=10, lr=.4, lr_min=0., lr_end=0., peak_epoch=10*5/24),
     Recipe('demo', 'A narrow ResNet-9 on the embedded shapes: a minute on two CPU cores', data='shapes10',
-           model_args=dict(width=16, scale=.125), epochs=6, bs=128, lr=.2, lr_min=0., lr_end=0., peak_epoch=2.),
-]}
-
-def get_recipe(
-    name:str # One of `recipes`
-)->Recipe:
-    'The recipe called `name`'
-    return choose(name, recipes, 'recipe')
-
-# %% ../nbs/18_recipes.ipynb #cbc3062a
-def _add(recipe): recipes[recipe.name] = recipe
+           model_args=dict(width=16, scale=.125), epochs=6, bs=128, lr=.2, lr_min=0., lr_end=0., peak_epoch=2.)]: add_recipe(r)
 
 # %% ../nbs/18_recipes.ipynb #bd1821c2
-_add(Recipe('s000', 'System 000, divyanshuraj6815 (EVA6): ResNet-9 with dropout and all biases, an early peak, annealed to nothing',
+add_recipe(Recipe('s000', 'System 000, divyanshuraj6815 (EVA6): ResNet-9 with dropout and all biases, an early peak, annealed to nothing',
     policy='s000', model_args=dict(conv_bias=True, fc_bias=True, dropout=.05), lr=.04, lr_min=.04/25, lr_end=.04/25/1e4, peak_epoch=.15*24,
     moms=(.95,.85,.95), nesterov=False, wd=5e-4, notes=(
     'Says that the range test found a learning rate of 0.003; trained with a peak of 0.04, as here.',
@@ -167,9 +184,9 @@ _add(Recipe('s000', 'System 000, divyanshuraj6815 (EVA6): ResNet-9 with dropout 
     'Says nothing of the rate of dropout: 0.05 comes from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #9a70c8b9
-_add(Recipe('s001', 'System 001, Madhur-1 (ERA-v1): 157,110 parameters with dilated and separable convolutions, by step decay',
-    policy='s001', model='dilated_net', model_args=dict(dropout=.02), epochs=25, bs=64, schedule='step_decay', lr=.01, step_epochs=8, gamma=.1,
-    nesterov=False, wd=0., notes=(
+add_recipe(Recipe('s001', 'System 001, Madhur-1 (ERA-v1): 157,110 parameters with dilated and separable convolutions, by step decay',
+    policy='s001', model='dilated_net', model_args=dict(dropout=.02), epochs=25, bs=64, schedule='step_decay', lr=.01, step_epochs=8,
+    gamma=.1, nesterov=False, wd=0., notes=(
     'Says that holes are filled with the mean; as fractions on uint8 pixels they were black. Here they are of the mean.',
     'Says that the dilated layer is Conv2d-34 and the separable ones are Conv2d-49, 50 and 51; in its own listing 34 and 49 are 1x1 skips, '
     'the dilated one is 35, and the separable pairs are 39 and 40, 44 and 45, 50 and 51.',
@@ -178,8 +195,9 @@ _add(Recipe('s001', 'System 001, Madhur-1 (ERA-v1): 157,110 parameters with dila
     'Says nothing of momentum, weight decay and the rate of dropout: 0.9, none and 0.02 come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #142c03bd
-_add(Recipe('s002', 'System 002, hardayaleva5 (EVA5): ResNet-18 in batches of 32, by step decay',
-    policy='s002', model='resnet18', epochs=20, bs=32, schedule='step_decay', lr=.01, step_epochs=6, gamma=.1, nesterov=False, wd=0., notes=(
+add_recipe(Recipe('s002', 'System 002, hardayaleva5 (EVA5): ResNet-18 in batches of 32, by step decay',
+    policy='s002', model='resnet18', epochs=20, bs=32, schedule='step_decay', lr=.01, step_epochs=6, gamma=.1, nesterov=False, wd=0.,
+    notes=(
     'Says Cutout; its holes, meant to be of the mean, were black and might hang over the edge. Here they are of the mean and whole.',
     'Says that a module finds the best learning rate; it is imported and never called.',
     'Says that Grad-CAM is implemented; the cell was never run, calls it with wrong arguments, and Grad-CAM++ reads an attribute '
@@ -188,7 +206,7 @@ _add(Recipe('s002', 'System 002, hardayaleva5 (EVA5): ResNet-18 in batches of 32
     'Says nothing of momentum, weight decay, angles, holes and rates: 0.9, none, 15 degrees (0.5), 16x16 (0.3) come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #1d88d33d
-_add(Recipe('s003', "System 003, ganeshkcs (EVA4): the assignment's ResNet-9 without biases, strong weight decay, no annihilation",
+add_recipe(Recipe('s003', "System 003, ganeshkcs (EVA4): the assignment's ResNet-9 without biases, strong weight decay, no annihilation",
     policy='s003', lr=.044422151755141255, peak_epoch=4., nesterov=False, wd=5e-3, notes=(
     'Says "max at epoch 5"; pct_start=.167 peaks when 4 epochs are completed, at the start of the fifth. The recipe keeps that reading.',
     'Says LRMIN = FIND; took a tenth of the maximum, as here.',
@@ -202,7 +220,7 @@ _add(Recipe('s003', "System 003, ganeshkcs (EVA4): the assignment's ResNet-9 wit
     'Says "L2 regularization" without a value, and nothing of the momentum: 5e-3 and 0.9 come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #a0384b8b
-_add(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9 with some biases, L1 and L2 penalties, no annihilation",
+add_recipe(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9 with some biases, L1 and L2 penalties, no annihilation",
     policy='s004', model_args=dict(conv_bias='outer', fc_bias=True), lr=.03, lr_min=.03/32, peak_epoch=5., mom=.95, moms=(.95,.85,.95),
     nesterov=True, wd=1e-2, l1=1e-5, notes=(
     'Says Add(X, R1); the block added its input and then was added to it again: x + relu(x + F(x)). Here the input counts once.',
@@ -218,261 +236,10 @@ _add(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9 with 
     'Says nothing of the optimizer: Nesterov, momentum, weight decay, L1 and the start at a 32nd of the maximum come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #3cc4d5b4
-_add(Recipe('speedrun', 'Ours for the clock: as accurate as the public speed runs with less arithmetic, by Muon, whitening, progressive resizing',
+add_recipe(Recipe('speedrun', 'Ours for the clock: accurate as the public speed runs in fewer FLOPs, by Muon, whitening, small images first',
     policy='crop2', model='speed_net', epochs=9, bs=2000, lr=.24, lr_end=0., peak_epoch=0., mom=.6, wd=.11, label_smoothing=.2,
     opt='muon', alternating_flip=True, progressive_resizing=((0,24),(.35,28),(.7,32)), tta=True))
-_add(Recipe('fast', 'Ours for ResNet-9 in a quarter of the arithmetic: eight epochs by Muon, with whitening and progressive resizing',
+add_recipe(Recipe('fast', 'Ours for ResNet-9 in a quarter of the FLOPs: eight epochs by Muon, with whitening and progressive resizing',
     policy='crop', model_args=dict(scale=.125, whiten=True), epochs=8, bs=1024, lr=.2, lr_end=0., peak_epoch=0., mom=.6, wd=.005,
-    label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternating_flip=True, progressive_resizing=((0,24),(.35,28),(.7,32)), tta=True))
-
-# %% ../nbs/18_recipes.ipynb #655da504
-def _config(recipe, how, images, dls):
-    'All that a run folder says about how it came to be'
-    norm,dev = first(dls.after_batch.fs, risinstance(Normalize)),dls.device
-    mean,std = (o.flatten().tolist() for o in (norm.mean,norm.std))
-    device = torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{platform.machine()} {dev.type}, {torch.get_num_threads()} threads'
-    libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy']
-    return dict(recipe=dataclasses.asdict(recipe), **dict(how, precision=pick_precision(how['precision'], dev)),
-                data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y),
-                          classes=images.vocab, size=images.train_x.shape[1], mean=mean, std=std),
-                device=device, python=platform.python_version(), versions={o: version(o) for o in libs})
-
-# %% ../nbs/18_recipes.ipynb #9fc6fed8
-def recipe_learner(
-    recipe:Recipe,         # What to train
-    images:ImageArrays,    # The data; see `load_images`
-    seed:int=0,            # Decides the initial weights, the order of the images and their augmentation
-    precision:str='auto',  # 'auto', 'fp32' or 'bf16'
-    num_workers:int=0,     # Processes that augment, where images are augmented one by one; 0: this one
-    valid_pct:float=0.,      # Share of the training images kept apart for validation
-    pipeline:str='device', # 'device': the images lie on the device and are augmented in batches; 'item': one by one, by Albumentations
-    compile:bool=False,    # Train with `torch.compile`?
-    graph:bool=False,      # Train with CUDA graphs?
-    device:str|torch.device=None # Where to train; None: fastai's default device
-)->Learner: # Untrained; its validation set is the split, or the test set where there is none
-    'The learner that `recipe` describes'
-    r,device = recipe,pick_device(device)
-    set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
-    dls = cifar_dls(images, bs=r.bs, policy=r.policy, valid_pct=valid_pct, seed=seed, num_workers=num_workers, pipeline=pipeline, device=device)
-    model = get_model(r.model, n_classes=len(images.vocab), **r.model_args)
-    if 'whiten' in dict(model.named_children()): whiten_(model.whiten, _some_images(dls))
-    cbs = [AlternatingFlip(seed)]*r.alternating_flip + [ProgressiveResize(r.progressive_resizing)]*bool(r.progressive_resizing)
-    cbs += [L1Penalty(r.l1)]*bool(r.l1) + [EMA(r.ema)]*bool(r.ema)
-    args = dict(r.opt_args, mom=r.mom, **(dict(nesterov=r.nesterov) if r.opt=='sgd' else {}))
-    return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=partial(optimizers[r.opt], **args), label_smoothing=r.label_smoothing,
-                         precision=precision, compile=compile, graph=graph, cbs=cbs)
-
-def _some_images(dls, n=5000):
-    'About `n` training images, from all classes, as the net sees them'
-    items = dls.train.dataset.tls[0].items
-    return image_batch(dls, [x for x,_ in items[::max(1, len(items)//n)]])
-
-@patch
-def fit_recipe(self:Learner,
-    recipe:Recipe,     # Whose schedule to follow
-    start_epoch:int=0  # Epochs already done
-):
-    "Train with the recipe's schedule"
-    self.fit(recipe.epochs, cbs=ParamScheduler(recipe.scheds()), start_epoch=start_epoch)
-
-# %% ../nbs/18_recipes.ipynb #f875b094
-def _results(learn, run, preds):
-    "The run's final figures, each named for what it is"
-    rows,valid = learn.history.epochs,run.config['valid_pct']
-    seconds = sum(r['train_s'] for r in rows)
-    res = dict(epochs=len(rows), train_seconds=seconds, images_per_second=len(learn.history.steps)*learn.dls.train.bs/seconds)
-    if not valid: return dict(test_accuracy=rows[-1]['valid_accuracy'], test_loss=rows[-1]['valid_loss'], **res)
-    best = max(rows, key=lambda r: r['valid_accuracy'])
-    load_weights(learn.model, run/'best.safetensors')
-    return dict(test_accuracy=preds.accuracy, test_loss=float(preds.losses.mean()), valid_accuracy=rows[-1]['valid_accuracy'],
-                best_epoch=best['epoch'], best_valid_accuracy=best['valid_accuracy'], best_test_accuracy=learn.validate(ds_idx=2)[1], **res)
-
-def _figures(learn, run):
-    'Draw what there is to draw so far'
-    def save(fig, name):
-        with atomic_write(run/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
-        plt.close(fig)
-    save(plot_curves(learn.checkpoint.table())[0].figure, 'curves.png')
-    save(plot_schedule(learn.history.steps).figure, 'schedule.png')
-    learn.dls.train.show_batch(max_n=16, figsize=(8,8))
-    save(plt.gcf(), 'batch.png')
-
-# %% ../nbs/18_recipes.ipynb #0010a0bd
-def run_recipe(
-    run:Run # A run
-)->Recipe:
-    'The recipe that `run` followed'
-    try: recipe = Recipe(**run.config['recipe'])
-    except (KeyError,TypeError) as e: raise CifarFastError(f'{run.path} was written by another version of cifar_fast: {e}') from None
-    recipe.check()
-    return recipe
-
-def run_model(
-    run:Run,            # A run that has weights
-    name:str='model'    # 'model' for the last epoch, 'best' for the best by validation
-)->nn.Module: # In evaluation mode, on the CPU
-    'The net that `run` trained'
-    recipe = run_recipe(run)
-    return load_weights(get_model(recipe.model, n_classes=len(run.config['data']['classes']), **recipe.model_args),
-                        run/f'{name}.safetensors').eval()
-
-# %% ../nbs/18_recipes.ipynb #2e1d91df
-def run_images(
-    run:Run # A run
-)->ImageArrays:
-    'The data that `run` was trained on; a `CifarFastError` if they have changed since'
-    recipe,was = run_recipe(run),run.config.get('data', {}).get('fingerprint')
-    images = load_images(recipe.data, recipe.size)
-    if images.fingerprint!=was:
-        raise CifarFastError(f'{recipe.data} is not what it was when {run.path} began (fingerprint {images.fingerprint}, was {was})')
-    return images
-
-def _how(**kwargs):
-    'How a recipe is trained: what is not in `kwargs` as `recipe_learner` has it'
-    ps = inspect.signature(recipe_learner).parameters.items()
-    how = {k: p.default for k,p in ps if k not in ('recipe','images','device')}
-    for k in kwargs: choose(k, list(how), 'argument')
-    return dict(how, **kwargs)
-
-def _learner_of(run, images, device=None):
-    'The untrained learner of `run`'
-    older = dict(pipeline='item', compile=False, graph=False)  # what there was before one could choose
-    try: how = {k: (older|run.config)[k] for k in _how()}
-    except KeyError as e: raise CifarFastError(f'{run.path} was written by another version of cifar_fast: {e}') from None
-    return recipe_learner(run_recipe(run), images, device=device, **how)
-
-def run_learner(
-    run:Run,                # A run that has weights
-    images:ImageArrays=None # Its data, where they are at hand; None: load them
-)->Learner: # With the weights after the last epoch
-    'The trained learner of `run`'
-    learn = _learner_of(run, images or run_images(run))
-    load_weights(learn.model, run/'model.safetensors')
-    return learn
-
-# %% ../nbs/18_recipes.ipynb #0aad1642
-class TrimMemory(Callback):
-    'Hand unused memory back once an epoch; see `keep_freed_memory`'
-    def after_epoch(self): trim_memory()
-
-def _tta_accuracy(learn, ds_idx):
-    with learn.no_bar(): logits,targs = learn.get_preds(ds_idx, cbs=FlipShiftTTA(), act=noop)
-    return float(accuracy(logits, targs))
-
-def _finish(learn, run, images):
-    'What is made once, from the weights after the last epoch; the final figures'
-    save_weights(learn.model, run/'model.safetensors')
-    preds = Predictions.from_learner(learn, 2 if run.config['valid_pct'] else 1)
-    preds.save(run/'predictions.safetensors')
-    _figures(learn, run)
-    more = {} if images.test_mask is None else dict(cam_localization=cam_localization(learn, images))
-    if run_recipe(run).tta: more['tta_accuracy'] = _tta_accuracy(learn, 2 if run.config['valid_pct'] else 1)
-    return dict(_results(learn, run, preds), **more)  # last, as it may put the best weights in the place of the last
-
-# %% ../nbs/18_recipes.ipynb #ea7cee5e
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
-
-def _fits(learn, x, bs):
-    'Can a batch of `bs` such images be trained on?'
-    try: learn.model(x[:1].expand(bs, *x.shape[1:]).contiguous()).sum().backward()
-    except RuntimeError as e:
-        if not _out_of_memory(e): raise
-        return False
-    finally: learn.model.zero_grad()
-    return True
-
-@contextmanager
-def _batch_that_fits(learn, bs):
-    'Say which batch size would fit if this one does not'
-    try: yield
-    except RuntimeError as e:
-        if not _out_of_memory(e): raise
-    else: return
-    x,fits = torch.randn(1, *learn.dls.train_ds[0][0].shape[::-1], device=learn.dls.device),bs//2
-    while fits and not _fits(learn, x, fits): fits //= 2
-    hint = f'--bs {fits} does' if fits else 'nor does a single image'
-    raise CifarFastError(f'a batch of {bs} images does not fit into the memory of {learn.dls.device}: {hint}')
-
-# %% ../nbs/18_recipes.ipynb #14fc08d9
-def _fit(learn, run, images, recipe, quiet):
-    'Train from where the run folder stands to the end'
-    learn.add_cbs([Checkpoint(run, 'valid' if run.config['valid_pct'] else 'test'), TrimMemory()])
-    done = learn.checkpoint.restore()
-    with ContextManagers([learn.no_bar(), learn.no_logging()] if quiet else []):
-        with _batch_that_fits(learn, recipe.bs): learn.fit_recipe(recipe, start_epoch=done)
-        results = _finish(learn, run, images)
-    with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
-    return results
-
-# %% ../nbs/18_recipes.ipynb #b6a2bd4e
-def _located(recipe):
-    'With the whole path to its data, so that a run can be resumed from anywhere'
-    return recipe.replace(data=str(Path(recipe.data).resolve())) if Path(recipe.data).exists() else recipe
-
-@delegates(recipe_learner)
-def train_recipe(
-    recipe:Recipe,         # What to train
-    out:str|Path,          # A new folder for the run
-    quiet:bool=False,      # Neither progress bars nor a row an epoch
-    device:str|torch.device=None, # Where to train; None: fastai's default device
-    **kwargs
-)->dict: # The results
-    'Train `recipe` and leave a run folder'
-    recipe.check()
-    check_free(out)
-    how = _how(**kwargs)
-    choose(how['precision'], precisions, 'precision')
-    device,recipe = pick_device(device),_located(recipe)
-    images = load_images(recipe.data, recipe.size)
-    learn = recipe_learner(recipe, images, device=device, **how)
-    return _fit(learn, Run.create(out, _config(recipe, how, images, learn.dls)), images, recipe, quiet)
-
-# %% ../nbs/18_recipes.ipynb #6755a008
-def resume_run(
-    path:str|Path,     # The folder of a run that was interrupted
-    quiet:bool=False,  # Neither progress bars nor a row an epoch
-    device:str|torch.device=None # Where to train; None: fastai's default device
-)->dict: # The results
-    'Train an interrupted run to its end, as if nothing had happened'
-    run = Run(path)
-    if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
-    images = run_images(run)
-    return _fit(_learner_of(run, images, device), run, images, run_recipe(run), quiet)
-
-# %% ../nbs/18_recipes.ipynb #41e24575
-def _seed_run(path, recipe, quiet, device, **how):
-    'Train, resume or read the run of one seed'
-    if not (path/'config.json').exists(): return train_recipe(recipe, path, quiet, device, **how)
-    return run_results(Run(path)) if Run(path).finished else resume_run(path, quiet, device)
-
-def _check_same(path, recipe, device, **how):
-    'Raise a `CifarFastError` if `path` holds the run of another recipe, seed or precision'
-    if not (path/'config.json').exists(): return
-    run = Run(path)
-    how['precision'] = pick_precision(how['precision'], pick_device(device))
-    other = [k for k,v in how.items() if run.config.get(k)!=v] + ([] if run_recipe(run)==recipe else ['recipe'])
-    if other: raise CifarFastError(f'{path} holds a run with another {" and ".join(other)}: choose another folder with --out')
-
-# %% ../nbs/18_recipes.ipynb #42e007ce
-@delegates(recipe_learner, but='seed')
-def train_seeds(
-    recipe:Recipe,         # What to train
-    out:str|Path,          # Folder for the runs: seed0, seed1, …
-    n:int=5,               # How many runs, with seeds from 0
-    quiet:bool=False,      # Neither progress bars nor a row an epoch
-    device:str|torch.device=None, # Where to train; None: fastai's default device
-    **kwargs
-)->dict: # `runs`; `mean` and `sd` (n-1) of their test accuracy, those of the accuracy with test-time augmentation as `tta_…`, of the training time as `seconds_…`
-    'Train `recipe` with several seeds'
-    check_value(n>=2, 'the number of seeds', n, 'at least 2, for a mean and a standard deviation')
-    recipe.check()
-    recipe,out = _located(recipe),Path(out)
-    if (out/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')
-    hows = [_how(**dict(kwargs, seed=i)) for i in range(n)]
-    for how in hows: _check_same(out/f'seed{how["seed"]}', recipe, device, **how)
-    runs = [_seed_run(out/f'seed{how["seed"]}', recipe, quiet, device, **how) for how in hows]
-    res = dict(runs=runs)
-    for k,short in dict(test_accuracy='', tta_accuracy='tta_', train_seconds='seconds_').items():
-        xs = [r[k] for r in runs if k in r]
-        if xs: res.update({f'{short}mean': statistics.mean(xs), f'{short}sd': statistics.stdev(xs)})
-    return res
+    label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5, head_lr=2.5), alternating_flip=True,
+    progressive_resizing=((0,24),(.35,28),(.7,32)), tta=True))

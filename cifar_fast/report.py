@@ -21,6 +21,7 @@ from .localization import *
 from .interpret import *
 from .gallery import *
 from .recipes import *
+from .train import *
 
 # %% auto #0
 __all__ = ['result_rows', 'repeat_command', 'run_predictions', 'report_run', 'compare_table', 'find_runs', 'compare_runs']

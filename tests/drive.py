@@ -2,16 +2,15 @@
 
 A list may begin with the name of a script; without one it is `cifar_fast_train`"""
 import contextlib,io,json,sys,traceback
-import cifar_fast.cli
+from cifar_fast.cli import main
 
 answers = []
 for argv in json.load(sys.stdin):
-    out,err,code = io.StringIO(),io.StringIO(),0
-    if not argv or not argv[0].startswith('cifar_fast_'): argv = ['cifar_fast_train', *argv]
-    sys.argv,script = argv,getattr(cifar_fast.cli, argv[0])
+    out,err = io.StringIO(),io.StringIO()
+    sys.argv = argv if argv and argv[0].startswith('cifar_fast_') else ['cifar_fast_train', *argv]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try: script()  # here and not in a function: fastcore takes a call from a file's top level for a script
-        except SystemExit as e: code = e.code or 0
+        try: code = main()
+        except SystemExit as e: code = e.code or 0  # of --help
         except BaseException: code = traceback.print_exc() or 1
     answers.append((code, out.getvalue(), err.getvalue()))
 print(json.dumps(answers))

@@ -2,7 +2,8 @@
 import errno,json
 import pytest,torch
 from cifar_fast.core import CifarFastError
-from cifar_fast.recipes import get_recipe,train_recipe,resume_run
+from cifar_fast.recipes import get_recipe
+from cifar_fast.train import resume_run,train_recipe
 
 @pytest.fixture(scope='module')
 def answers(folder, run_script, tmp_path_factory):
@@ -27,14 +28,15 @@ def answers(folder, run_script, tmp_path_factory):
         resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'],
         resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
         nan=[*base,d/'nan','--lr',1e30,'--epochs',3], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
-        graph=[*base,d/'g','--graph','--device','cpu'], pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--num_workers',2])
+        graph=[*base,d/'g','--graph','--device','cpu'],
+        pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--num_workers',2])
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
     recipe="did you mean 'assignment'", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
-    no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='at least 1', epochs='at least 1', peak='peak',
-    lr_negative='learning rate', lr_zero='learning rate', lr_nan='learning rate', smoothing='label smoothing', valid='1.5',
-    model_args='NAME=VALUE', model_arg='wide', kept='not empty', other='another run', file='is a file',
+    no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='bs is', epochs='epochs is', peak='peak',
+    lr_negative='learning rate', lr_zero='learning rate', lr_nan='lr is nan', smoothing='label_smoothing is', valid='1.5',
+    model_args='a valid dictionary', model_arg='wide', kept='not empty', other='another run', file='is a file',
     resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out what sets its lr',
     nan='learning rate was', device="no device 'gpu' here: choose from cpu", no_cuda="no device 'cuda:99' here", graph='leave out --graph',
     pipeline="did you mean 'item'", workers="pipeline='item'").items())

@@ -4,8 +4,9 @@ import pytest,torch
 from safetensors.torch import load_file
 from cifar_fast.core import CifarFastError
 from cifar_fast.models import get_model
-from cifar_fast.recipes import Recipe,get_recipe,recipes,resume_run,run_learner,run_model,run_recipe,train_recipe,train_seeds
+from cifar_fast.recipes import Recipe,get_recipe,recipes
 from cifar_fast.runs import Checkpoint,Run
+from cifar_fast.train import resume_run,run_learner,run_model,run_recipe,train_recipe,train_seeds
 
 def rows(path):
     with open(path) as f: return [{k: float(v) for k,v in r.items()} for r in csv.DictReader(f)]
@@ -13,8 +14,10 @@ def rows(path):
 @pytest.mark.parametrize('pipeline', ['device','item'])
 @pytest.mark.parametrize('name', recipes)
 def test_trains_as_it_says(folder, tmp_path, name, pipeline):
-    "One epoch of three steps, with the recipe's own net: what was recorded is what the recipe promises"
-    r = get_recipe(name).replace(data=str(folder), epochs=1, bs=24, size=16)
+    "One epoch of three steps, with the recipe's own net, narrower: what was recorded is what the recipe promises"
+    r = get_recipe(name)
+    if r.model in ('resnet9','speed_net'): r = r.replace(model_args=dict(r.model_args, width=8))
+    r = r.replace(data=str(folder), epochs=1, bs=24, size=16)
     results = train_recipe(r, tmp_path/'run', precision='fp32', quiet=True, pipeline=pipeline)
     run,f = Run(tmp_path/'run'),r.scheds()
     assert run_recipe(run)==r and 0<=results['test_accuracy']<=1 and results['epochs']==1
@@ -36,19 +39,20 @@ def test_l1_shrinks_weights(folder, tmp_path):
 
 changed = dict(name='mine', about='another', data='shapes10', size=24, policy='none', model='dilated_net', model_args=dict(dropout=.1),
                epochs=7, bs=3, schedule='step_decay', lr=.3, lr_min=.01, lr_end=.02, peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
-               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, opt='muon', opt_args=dict(mom=.5),
+               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5),
                alternating_flip=True, progressive_resizing=((0,24),(.5,32)), ema=.9, tta=True, notes=('one','two'))
 
 @pytest.mark.parametrize('field', [f.name for f in dataclasses.fields(Recipe)])
 def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
-    r = get_recipe('assignment').replace(**{field: changed[field]})
+    r = get_recipe('assignment').replace(**{field: changed[field]}, **(dict(opt='muon') if field=='opt_args' else {}))
     run = Run.create(tmp_path/'run', dict(recipe=dataclasses.asdict(r)))
     assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
     assert run_recipe(Run(run.path))==r
 
 def test_resumes_with_all_tricks(folder, tmp_path, monkeypatch):
     "Muon's momentum, the running mean, the side an image is seen from and the size it has: a resumed run ends where a whole one does"
-    r = get_recipe('speedrun').replace(data=str(folder), epochs=4, bs=24, size=16, progressive_resizing=((0,12),(.6,16)), ema=.8, model_args=dict(width=8))
+    r = get_recipe('speedrun').replace(data=str(folder), epochs=4, bs=24, size=16, progressive_resizing=((0,12),(.6,16)), ema=.8,
+                                       model_args=dict(width=8))
     whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True)
     write = Checkpoint.after_epoch
     def stop(self):

@@ -2,8 +2,8 @@
 import csv,itertools,json,re
 import numpy as np,pytest
 from PIL import Image
-from cifar_fast.recipes import run_model
 from cifar_fast.runs import Run
+from cifar_fast.train import run_model
 
 small = ['--epochs','2','--bs','16','--policy','none','--model_args','width=4','--lr','.05','--quiet']
 
@@ -21,17 +21,20 @@ def done(folder, run_script, tmp_path_factory):
         a=['--data',folder,*small,'--out',d/'a'], b=['--data',folder,*small,'--out',d/'b','--seed',1,'--no_report'],
         seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--no_report'],
         seeds_again=['--data',folder,*small,'--out',d/'seeds','--seeds',2],
-        set=['--data',folder,*small,'--out',d/'set','--set','nesterov=False,epochs=1','--no_report'],
-        lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16,model_args={"width":4}','--steps',12,
+        set=['--data',folder,*small,'--out',d/'set','--nesterov','False','--epochs',1,'--no-report'],
+        lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--bs',16,'--model-args',"{'width':4}",'--steps',12,
                  '--out',d/'lr','--quiet'],
         report=['cifar_fast_report',d/'b'], compare=['cifar_fast_compare',d/'a',d/'b','--out',d/'compare.html'],
         differ=['cifar_fast_compare',d/'a',d/'set','--out',d/'differ.html'],
         explain=['cifar_fast_explain',d/'a',d/'pictures','--out',d/'explained'], export=['cifar_fast_export',d/'a','--out',d/'exported'],
-        bad_set=['--data',folder,*small,'--set','nesterv=False'], bad_seeds=['--data',folder,*small,'--out',d/'zero','--seeds',0],
+        bad_set=['--data',folder,*small,'--nesterv','False'],
+        bad_bool=['--data',folder,*small,'--nesterov','perhaps'],
+        bad_dict=['--data',folder,*small,'--opt_args','wd'], no_effect=['--data',folder,*small,'--opt_args','mom=.1'],
+        bad_seeds=['--data',folder,*small,'--out',d/'zero','--seeds',0],
         report_none=['cifar_fast_report',d/'nowhere'], report_other=['cifar_fast_report',d/'pictures'],
         compare_none=['cifar_fast_compare',d/'a',d/'nowhere'], compare_page=['cifar_fast_compare',d/'a','--out',d/'a'],
         lr_recipe=['cifar_fast_lr_find','--recipe','dem'], lr_kept=['cifar_fast_lr_find','--out',d/'a'],
-        lr_range=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--set','bs=16','--start',1,'--end',.1,'--out',d/'lr2'],
+        lr_range=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--bs',16,'--start',1,'--end',.1,'--out',d/'lr2'],
         explain_none=['cifar_fast_explain',d/'a',d/'nowhere.png'],
         explain_broken=['cifar_fast_explain',d/'a',d/'broken.jpg','--out',d/'e1'],
         explain_empty=['cifar_fast_explain',d/'a',d/'nothing','--out',d/'e2'],
@@ -45,7 +48,8 @@ def done(folder, run_script, tmp_path_factory):
 def test_ends_well(done, name): assert done[1][name][0]==0, done[1][name]
 
 @pytest.mark.parametrize('name,message', dict(
-    bad_set="did you mean 'nesterov'", bad_seeds='at least', report_none='no run at', report_other='config.json',
+    bad_set='unrecognized arguments: --nesterv', bad_bool="nesterov is 'perhaps'", bad_dict="opt_args is 'wd'", no_effect='opt_args',
+    bad_seeds='at least', report_none='no run at', report_other='config.json',
     compare_none='nowhere', compare_page='.html', lr_recipe="did you mean 'demo'", lr_kept='another run',
     lr_range='start', explain_none='nowhere.png', explain_broken='broken.jpg', explain_empty='nothing', explain_layer="'layer1'",
     explain_class="did you mean 'bee'", explain_kept='pictures', export_kept='exported').items())

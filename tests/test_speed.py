@@ -4,8 +4,9 @@ import pytest,torch
 from fastai.basics import Callback
 from safetensors.torch import load_file
 from cifar_fast.data import load_images
-from cifar_fast.recipes import get_recipe,recipe_learner,train_recipe
+from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
+from cifar_fast.train import recipe_learner,train_recipe
 
 def trained(folder, out, **how):
     "Weights and losses of two epochs of a small ResNet-9"

@@ -1,9 +1,11 @@
 "`cifar_fast_train` as its user meets it: what it leaves, what it repeats, what it survives"
-import csv,json,shutil,signal,subprocess,sys,time
+import csv,json,os,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import numpy as np,pytest,torch
 from safetensors.torch import load_file
-from cifar_fast.recipes import recipes,resume_run
+from cifar_fast.cli import main
+from cifar_fast.recipes import recipes
+from cifar_fast.train import resume_run
 
 script = Path(sys.executable).parent/'cifar_fast_train'
 small = ['--epochs','4','--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--size','16','--no_report']
@@ -73,9 +75,9 @@ def test_finished_is_not_resumed(runs, run_script):
 
 @pytest.fixture(scope='module')
 def long(folder, run_script, tmp_path_factory):
-    "What an undisturbed run of 120 epochs gives, and the arguments that start it"
+    "What an undisturbed run of 24 epochs gives, and the arguments that start it"
     out = tmp_path_factory.mktemp('long')/'run'
-    args = ['--data',folder,*small,'--epochs','120','--quiet','--out']
+    args = ['--data',folder,*small,'--epochs','24','--quiet','--out']
     assert run_script([*args,out])[0][0]==0
     return out,args
 
@@ -90,39 +92,58 @@ def test_killed_before_its_results(runs, tmp_path):
     a,b = (json.loads((o/'results.json').read_text()) for o in (out,whole))
     assert a==b
 
-def start_and_signal(args, out, epochs, sig):
-    "Start a run, and send it `sig` once it has recorded that many epochs"
-    p = subprocess.Popen([script,*args,out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def wait_and_signal(p, out, epochs, sig):
+    "Send the process `p` a signal once the run in `out` has recorded that many epochs; its exit code"
     seen = lambda: (out/'config.json').exists() and (not epochs or (out/'history.csv').exists() and len(rows(out/'history.csv'))>=epochs)
-    while not seen() and p.poll() is None: time.sleep(.005)
+    while not seen() and p.poll() is None: time.sleep(.002)
     p.send_signal(sig)
     while p.poll() is None:
         try: p.wait(1)
         except subprocess.TimeoutExpired: p.send_signal(sig)  # an `except` in fastai can swallow a Ctrl-C: again, as a person would
-    err = p.stderr.read()
     assert not (out/'results.json').exists(), 'it had finished before it was stopped'
-    return p.returncode,err
+    return p.returncode
 
-def check_resumed(out, whole):
-    "Continue `out` and compare it with the undisturbed run"
-    r = subprocess.run([script,'--resume',out,'--no_report'], capture_output=True, text=True)
-    assert r.returncode==0, r.stderr
+def same_run(out, whole):
+    "Equal weights and tables, but for the clock"
     assert same(weights(out), weights(whole))
     assert rows(out/'steps.csv')==rows(whole/'steps.csv')
     assert [o['train_loss'] for o in rows(out/'history.csv')]==[o['train_loss'] for o in rows(whole/'history.csv')]
-    return r.stdout
 
-@pytest.mark.parametrize('epochs', [0, 5, 50])
+class Fork:
+    "This process once more, running the script: it need not import anything again"
+    returncode = None
+    def __init__(self, argv):
+        self.pid = os.fork()
+        if self.pid: return
+        sys.argv = ['cifar_fast_train',*map(str, argv)]
+        os._exit(main())
+    def send_signal(self, sig): os.kill(self.pid, sig)
+    def poll(self):
+        pid,status = os.waitpid(self.pid, os.WNOHANG) if self.returncode is None else (0,0)
+        if pid: self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+    def wait(self, seconds):
+        end = time.monotonic()+seconds
+        while self.poll() is None:
+            if time.monotonic()>end: raise subprocess.TimeoutExpired('fork', seconds)
+            time.sleep(.005)
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
+@pytest.mark.parametrize('epochs', [0, 5, 18])
 def test_sigkill_and_resume(long, tmp_path, epochs):
     "Killed before its first checkpoint or later, and resumed: bit-equal weights and tables"
     out = tmp_path/'run'
-    start_and_signal(long[1], out, epochs, signal.SIGKILL)
-    table = check_resumed(out, long[0])
-    assert len([l for l in table.splitlines() if l.split()[:1] and l.split()[0].isdigit()])==120  # a row an epoch, the earlier ones too
+    assert wait_and_signal(Fork([*long[1],out]), out, epochs, signal.SIGKILL)==-signal.SIGKILL
+    resume_run(out, quiet=True)
+    same_run(out, long[0])
 
 def test_ctrl_c(long, tmp_path):
-    "Ctrl-C: no traceback, and what it prints works"
+    "Ctrl-C: no traceback, and what it prints works, with a row for each epoch, the earlier ones too"
     out = tmp_path/'run'
-    code,err = start_and_signal(long[1], out, 3, signal.SIGINT)
+    p = subprocess.Popen([script,*long[1],out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code,err = wait_and_signal(p, out, 3, signal.SIGINT),p.stderr.read()
     assert code==130 and 'Traceback' not in err and f'cifar_fast_train --resume {out}' in err
-    check_resumed(out, long[0])
+    r = subprocess.run([script,'--resume',out,'--no_report'], capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    same_run(out, long[0])
+    assert len([l for l in r.stdout.splitlines() if l.split()[:1] and l.split()[0].isdigit()])==24
