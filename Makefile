@@ -1,15 +1,18 @@
 # `make demo` and `make test` work on a machine with nothing but Python 3.11+ and a package registry.
 PYTHON ?= python3
+TESTS ?= tests/test_recipes.py tests/test_scripts.py tests/test_api.py tests/test_names.py
 VENV ?= .venv
 BIN = $(VENV)/bin
 export MPLBACKEND = Agg
 
-.PHONY: help demo test test-newest docs clean
+.PHONY: help demo check test test-newest test-no-bf16 docs clean
 help:
 	@echo 'make demo          train on the embedded data: about a minute on two cores'
 	@echo 'make test          everything that must pass: linter, export, notebooks and their outputs, tests'
+	@echo 'make check         what takes less than a minute of it, for the loop of an author'
 	@echo 'make docs          README.md, and the documentation site in docs/_build: no network, no notebook runs'
-	@echo 'make test-newest   the library with the newest fastai, in an environment of its own'
+	@echo 'make test-newest   some tests with the newest fastai and fastcore, in an environment of its own; TESTS=tests: all'
+	@echo 'make test-no-bf16  what depends on the precision, as on a processor without bf16 instructions'
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info<(3,11) and "cifar_fast needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -20,6 +23,11 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 
 demo: $(VENV)/.ready
 	$(BIN)/cifar_fast_train --recipe demo
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check
+	$(BIN)/python tests/check_export.py
+	$(BIN)/python -m pytest -q tests/test_names.py tests/test_api.py tests/test_outputs.py
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check
@@ -34,7 +42,12 @@ $(VENV)-newest/.ready: settings.ini setup.py pyproject.toml
 	touch $@
 test-newest: $(VENV)-newest/.ready
 	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
-	$(VENV)-newest/bin/python -m pytest -q -n 2 --dist loadfile tests
+	$(VENV)-newest/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+test-no-bf16: $(VENV)/.ready
+	CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_api.py tests/test_bad_input.py
+	for n in 09_learner 19_train 20_report 24_cli; do \
+		CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python tests/check_outputs.py nbs/$$n.ipynb || exit 1; done
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/make_readme.py
