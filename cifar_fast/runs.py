@@ -5,7 +5,7 @@
 # %% ../nbs/11_runs.ipynb #13105b96
 from __future__ import annotations
 from .core import *
-import csv,json
+import json
 from fastai.basics import *
 from fastai.callback.tracker import SaveModelCallback
 from torch import nn
@@ -70,7 +70,7 @@ class Run:
         if not self.path.is_dir(): raise CifarFastError(f'no run at {path}: there is no such folder')
         try: self.config = json.loads((self.path/'config.json').read_text())
         except FileNotFoundError: raise CifarFastError(f'{path} is not a run: it holds no config.json') from None
-        except ValueError as e: raise CifarFastError(f'{path/"config.json"} is damaged: {e}') from None
+        except ValueError as e: raise CifarFastError(f'{self/"config.json"} is damaged: {e}') from None
 
     @classmethod
     def create(cls,
@@ -96,19 +96,16 @@ def write_table(self:Run,
     rows:list  # One dict a row, all with the same keys
 ):
     'Write `rows` as CSV'
-    with atomic_write(self/name) as tmp, open(tmp, 'w', newline='') as f:
-        writer = csv.DictWriter(f, list(rows[0]) if rows else [], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    with atomic_write(self/name) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, lineterminator='\n')
 
 # %% ../nbs/11_runs.ipynb #351028a1
 @patch
 def read_table(self:Run,
     name:str # The file, such as 'history.csv'
-)->list: # One dict a row; what reads as a number is one
+)->list: # One dict a row
     'Read what `write_table` wrote'
-    num = lambda s: float(s) if s else None
-    with open(self/name, newline='') as f: return [{k: num(v) for k,v in r.items()} for r in csv.DictReader(f)]
+    rows = pd.read_csv(self/name, float_precision='round_trip').astype(object)
+    return rows.where(rows.notna(), None).to_dict('records')
 
 # %% ../nbs/11_runs.ipynb #14037e4a
 def run_results(

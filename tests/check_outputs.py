@@ -5,7 +5,7 @@ paths are left out. Numbers that are not whole may differ by 2 %, by one in the 
 depend on the processor and its number of threads. Training makes more of that (one notebook ended at 47.55 % and, with the instructions
 of another processor, at 57.30 %), so from the first cell that trains only the words count, without the names of classes. A cell whose words
 cannot repeat either, since it measures this machine, says so with `#| measured`."""
-import no_bf16,difflib,multiprocessing,os,re,sys  # no_bf16 before any room is imported
+import no_bf16,difflib,multiprocessing,os,re,sys  # noqa: F401, no_bf16 before any room is imported
 import nbdev.test,pandas
 from execnb.shell import CaptureShell
 

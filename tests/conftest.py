@@ -1,6 +1,6 @@
 import json,os,subprocess,sys
 from pathlib import Path
-import no_bf16,numpy as np,pytest  # no_bf16 before any room is imported
+import no_bf16,numpy as np,pytest  # noqa: F401, no_bf16 before any room is imported
 from PIL import Image
 
 os.environ.setdefault('MPLBACKEND', 'Agg')

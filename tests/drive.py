@@ -1,7 +1,7 @@
 """Read argument lists as JSON, run each as a script, write (exit code, stdout, stderr) as JSON; importing once saves seconds a case
 
 A list may begin with the name of a script; without one it is `cifar_fast_train`"""
-import no_bf16,contextlib,io,json,sys,traceback  # no_bf16 before any room is imported
+import no_bf16,contextlib,io,json,sys,traceback  # noqa: F401, no_bf16 before any room is imported
 from cifar_fast.cli import main
 
 answers = []

@@ -16,6 +16,8 @@ def answers(folder, run_script, tmp_path_factory):
     (d/'none'/'notes.txt').write_text('')
     (d/'other').mkdir()
     (d/'other'/'config.json').write_text('{}')
+    (d/'damaged').mkdir()
+    (d/'damaged'/'config.json').write_text('{"recipe": {')
     base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--model_args','width=4','--quiet','--no_report','--out']
     calls = dict(
         recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'],
@@ -26,7 +28,7 @@ def answers(folder, run_script, tmp_path_factory):
         lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--label_smoothing',2], valid=[*base,d/'v','--valid_pct',1.5],
         model_args=['--model_args','width 4'],
         model_arg=[*base,d/'m','--model_args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
-        resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'],
+        resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'], resume_damaged=['--resume',d/'damaged'],
         resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
         nan=[*base,d/'nan','--lr',1e30,'--epochs',3], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
         graph=[*base,d/'g','--graph','--device','cpu'],
@@ -38,7 +40,7 @@ def answers(folder, run_script, tmp_path_factory):
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='bs is', epochs='epochs is', peak='peak',
     lr_negative='learning rate', lr_zero='learning rate', lr_nan='lr is nan', smoothing='label_smoothing is', valid='1.5',
     model_args='a valid dictionary', model_arg='wide', kept='not empty', other='another run', file='is a file',
-    resume_none='nowhere', resume_empty='config.json', resume_other='another version', resume_lr='leave out what sets its lr',
+    resume_none='nowhere', resume_empty='config.json', resume_damaged='config.json is damaged', resume_other='another version', resume_lr='leave out what sets its lr',
     nan='learning rate was', device="no device 'gpu' here: choose from cpu", no_cuda="no device 'cuda:99' here", graph='leave out --graph',
     pipeline="did you mean 'item'", workers="pipeline='item'").items())
 def test_one_line(answers, name, message):
