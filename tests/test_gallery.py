@@ -32,12 +32,13 @@ def close_figures():
     plt.close('all')
 
 figures = dict(plot_mistakes=lambda p,l: plot_mistakes(p), plot_correct=lambda p,l: plot_correct(p),
+               plot_predictions=lambda p,l: plot_predictions(p, [0,3,5]),
                plot_cam_mistakes=lambda p,l: plot_cam_mistakes(p, l),
                plot_cam_layers=lambda p,l: plot_cam_layers(p, l), plot_cam_pairs=lambda p,l: plot_cam_pairs(p, l, 25),
                plot_cam_classes=lambda p,l: plot_cam_classes(p, l, 0))
 
 @pytest.mark.parametrize('name,count', dict(
-    plot_mistakes=8, plot_correct=16, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
+    plot_mistakes=8, plot_correct=16, plot_predictions=3, plot_cam_mistakes=8, plot_cam_layers=8, plot_cam_pairs=8, plot_cam_classes=4).items())
 def test_draws_what_there_is(preds, learn, name, count):
     "Fewer mistakes than asked for are no error"
     assert len(figures[name](preds, learn))==count
@@ -65,20 +66,10 @@ def test_unknown_layer(preds, learn, draw, layer, message):
     with pytest.raises(CifarFastError, match=message): draw(preds, learn, **{'layers' if draw is plot_cam_layers else 'layer': layer})
 
 @pytest.mark.parametrize('call,message', [
-    (lambda i,l: plot_classes(i.test_x[:0], [], i.vocab), 'selection is empty'),
-    (lambda i,l: plot_classes(i.test_x, i.test_y+1, i.vocab), 'class 3 is out of range'),
-    (lambda i,l: plot_classes(i.test_x, i.test_y[:5], i.vocab), '24 images, but 5 labels'),
-    (lambda i,l: plot_classes(i.test_x, i.test_y, i.vocab, n=0), 'choose 1 or more'),
-    (lambda i,l: plot_cam_compare(l, l, i.test_x[:0], []), 'selection is empty'),
-    (lambda i,l: plot_cam_compare(l, l, i.test_x, i.test_y-1), 'class -1 is out of range'),
     (lambda i,l: plot_cam_compare(l, l, i.test_x, i.test_y, layer='res3'), "did you mean 'res2'"),
     (lambda i,l: cam_overlay(i.test_x[0], np.zeros((8,8))), 'do not fit')])
 def test_bad_selection(ims, learn, call, message):
     with pytest.raises(CifarFastError, match=message): call(ims, learn)
-
-@pytest.mark.parametrize('idx', [-1,24])
-def test_no_such_image(preds, learn, idx):
-    with pytest.raises(CifarFastError, match=f'image {idx} is out of range'): plot_cam_classes(preds, learn, idx)
 
 def test_nets_of_other_classes(ims, learn):
     other = train(replace(ims, vocab=['x','y','z']))
