@@ -42,7 +42,7 @@ def write_gif(
     ims = [Image.fromarray(f) for f in np.stack(frames).repeat(scale, 1).repeat(scale, 2)]
     if titles is not None: ims = _titled(ims, titles)
     w,h = ims[0].size
-    tall = Image.fromarray(np.concatenate([np.asarray(im) for im in ims])).quantize(256)
+    tall = Image.fromarray(np.concatenate([np.asarray(im) for im in ims])).quantize(256, kmeans=1)
     ims = [tall.crop((0,i*h,w,(i+1)*h)) for i in range(len(ims))]
     with atomic_write(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=ms, loop=0)
     return Path(path)

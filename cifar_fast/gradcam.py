@@ -14,9 +14,10 @@ from fastai.basics import *
 # %% auto #0
 __all__ = ['find_layer', 'cam_layers', 'grad_cam', 'randomized', 'show_cam', 'GradCAMCallback']
 
-# %% ../nbs/13_gradcam.ipynb #b23bc964
+# %% ../nbs/13_gradcam.ipynb #028f8b41
 def _bare(model): return getattr(model, '_orig_mod', model)
 
+# %% ../nbs/13_gradcam.ipynb #b23bc964
 def find_layer(
     model:nn.Module,        # Any network
     layer:nn.Module|str|int # A module of `model`, its dotted name such as 'res2.body.0', or its number among the direct parts, such as -1
@@ -217,16 +218,18 @@ class GradCAMCallback(Callback):
         plus:bool=False  # Grad-CAM++?
     ): store_attr()
 
-    def look(self,
-        x:Tensor # A batch
-    )->Tensor: # What the model gives
-        'Take the place of the model for one call'
-        self.learn.model,i = self.net,self.seen
-        targets = self.targets[i:i+len(x)] if np.ndim(self.targets) else self.targets
-        logits,cams = _look(self.net, x, self.layers, targets, self.plus)
-        self.layers,self.seen = list(cams),i+len(x)
-        self.parts.append({k: (v.cpu(), v.empty.cpu()) for k,v in cams.items()})
-        return logits.detach()
+# %% ../nbs/13_gradcam.ipynb #2aa39863
+@patch
+def look(self:GradCAMCallback,
+    x:Tensor # A batch
+)->Tensor: # What the model gives
+    'Take the place of the model for one call'
+    self.learn.model,i = self.net,self.seen
+    targets = self.targets[i:i+len(x)] if np.ndim(self.targets) else self.targets
+    logits,cams = _look(self.net, x, self.layers, targets, self.plus)
+    self.layers,self.seen = list(cams),i+len(x)
+    self.parts.append({k: (v.cpu(), v.empty.cpu()) for k,v in cams.items()})
+    return logits.detach()
 
 # %% ../nbs/13_gradcam.ipynb #8d8f4918
 @patch

@@ -12,6 +12,7 @@ from matplotlib.colors import PowerNorm
 from safetensors import SafetensorError
 from safetensors.numpy import load_file,save_file
 from scipy.special import log_softmax
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix,precision_recall_fscore_support
 
 # %% auto #0
@@ -206,13 +207,11 @@ def calibration(self:Predictions,
     'How often the net is right, against how sure it is'
     check_value(bins>=1, 'the number of bins', bins, '1 or more')
     edges = np.linspace(0, 1, bins+1)
-    where = np.digitize(self.confidence, edges[1:-1], right=True)
-    rows = []
-    for i in np.unique(where):
-        m = where==i
-        rows.append(dict(low=float(edges[i]), high=float(edges[i+1]), count=int(m.sum()), confidence=float(self.confidence[m].mean()),
-                         accuracy=float(self.correct[m].mean())))
-    return rows,sum(r['count']*abs(r['accuracy']-r['confidence']) for r in rows)/len(self)
+    acc,conf = calibration_curve(self.correct, self.confidence, n_bins=bins)
+    at,count = np.unique(np.digitize(self.confidence, edges[1:-1], right=True), return_counts=True)
+    names,cols = ('low','high','count','confidence','accuracy'),(edges[at],edges[at+1],count,conf,acc)
+    rows = [dict(zip(names, o)) for o in zip(*[c.tolist() for c in cols])]
+    return rows,float(count@np.abs(acc-conf)/len(self))
 
 # %% ../nbs/15_interpret.ipynb #39fb2556
 @patch
@@ -291,8 +290,7 @@ def most_confused(self:Predictions,
 )->list: # One dict a pair: actual, predicted, count, fraction (of the actual class's images)
     'The pairs of classes that are confused, most frequent first; a `CifarFastError` if there is none'
     check_value(n is None or n>=1, 'the number of pairs', n, '1 or more')
-    counts = self.confusion()
-    support = counts.sum(1)
+    counts,support = self.confusion(),np.bincount(self.targs, minlength=len(self.vocab))
     np.fill_diagonal(counts, 0)
     if not counts.any(): raise CifarFastError(f'no misclassified image among {len(self):,}: no classes are confused')
     flat = np.argsort(-counts, axis=None, kind='stable')[:np.count_nonzero(counts)][:n]
