@@ -4,7 +4,7 @@
 
 # %% ../nbs/16_gallery.ipynb #9270762d
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError
 from fastai.basics import *
 from .loaders import image_batch
 from .gradcam import cam_layers,grad_cam,show_cam

@@ -4,7 +4,7 @@
 
 # %% ../nbs/17_gifs.ipynb #aa0adaef
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError,atomic_write
 from matplotlib.font_manager import findfont
 from PIL import ImageDraw,ImageFont
 from fastai.vision.all import *

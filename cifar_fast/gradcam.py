@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_gradcam.ipynb #54583b50
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError,choose
 import difflib,sys
 from copy import deepcopy
 from contextlib import nullcontext

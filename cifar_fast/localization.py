@@ -4,7 +4,7 @@
 
 # %% ../nbs/14_localization.ipynb #2f715591
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError
 from fastai.basics import *
 from .data import ImageArrays
 from .loaders import image_batch

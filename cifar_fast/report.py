@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_report.ipynb #d5fcac30
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError,atomic_write
 import base64,dataclasses,io,json,shlex,statistics
 from fastai.basics import *
 from PIL import Image
@@ -213,17 +213,20 @@ def report_run(
     with atomic_write(run/'report.html') as tmp: tmp.write_text(_page(lead, *body), encoding='utf-8')
     return run/'report.html'
 
+# %% ../nbs/20_report.ipynb #e3505876
+def _experiment(run):
+    'What makes two runs repetitions of one another: all but the seed'
+    c = run.config
+    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes')}
+    return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct']], sort_keys=True)
+
 # %% ../nbs/20_report.ipynb #8d41b491
 def compare_table(
     runs:list # Finished runs
 )->list: # One dict an experiment
     'Mean and standard deviation (n-1) of the test accuracy of each experiment'
-    def experiment(run):
-        c = run.config
-        values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes')}
-        return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct']], sort_keys=True)
     rows = []
-    for same in groupby(L(runs), experiment).values():
+    for same in groupby(L(runs), _experiment).values():
         c,res = same[0].config,[run_results(r) for r in same]
         accs = [o['test_accuracy'] for o in res]
         rows.append(dict(recipe=c['recipe']['name'], data=c['data']['name'], fingerprint=c['data']['fingerprint'],
