@@ -25,8 +25,8 @@ def test_order_of_rooms():
     import re
     from pathlib import Path
     root = Path(cifar_fast.__file__).parent
-    order = ('core shapes data augment device loaders models summary schedule learner tricks runs range_test gradcam truth interpret '
-             'gallery gifs recipes report explain export bench cli').split()
+    order = ('core shapes data augment device loaders models summary schedule learner tricks runs range_test gradcam '
+             'localization interpret gallery gifs recipes report explain export bench cli').split()
     for f in root.glob('*.py'):
         if f.stem in ('all','__init__','_modidx'): continue
         used = re.findall(r'^from \.(\w+) import', f.read_text(), re.M)
