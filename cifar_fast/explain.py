@@ -13,7 +13,6 @@ from .data import *
 from .runs import *
 from .gradcam import *
 from .interpret import *
-from .interpret import _class_number
 from .recipes import *
 from .train import *
 
@@ -138,7 +137,7 @@ def explain(
     vocab = data['classes']
     check_value(isinstance(k, int) and 1<=k<=len(vocab), 'k', k, f'a number of classes, 1 to {len(vocab)}')
     if isinstance(target, str) and target not in vocab and target.isdigit(): target = int(target)
-    if target is not None: target = _class_number(vocab, target)
+    if target is not None: target = class_number(vocab, target)
     if layer is not None: find_layer(model, layer)
     files,out = find_pictures(paths),check_free(out)
     for f in files: read_picture(f)

@@ -4,16 +4,15 @@
 
 # %% ../nbs/16_gallery.ipynb #9270762d
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError
 from fastai.basics import *
-from .loaders import *
-from .gradcam import *
-from .interpret import *
-from .interpret import _apart
+from .loaders import image_batch
+from .gradcam import cam_layers,grad_cam,show_cam
+from .interpret import Predictions,plot_probs,predicting
 
 # %% auto #0
-__all__ = ['montage', 'plot_classes', 'plot_mistakes', 'plot_correct', 'cam_overlay', 'plot_cam_mistakes', 'plot_cam_layers',
-           'plot_cam_pairs', 'plot_cam_classes', 'plot_cam_compare']
+__all__ = ['montage', 'plot_classes', 'plot_predictions', 'plot_mistakes', 'plot_correct', 'cam_overlay', 'plot_cam_mistakes',
+           'plot_cam_layers', 'plot_cam_pairs', 'plot_cam_classes', 'plot_cam_compare']
 
 # %% ../nbs/16_gallery.ipynb #c5a28d95
 def _short(name, n=12):
@@ -22,6 +21,8 @@ def _short(name, n=12):
     return name if len(name)<=n else f'{name[:n-5]}…{name[-4:]}'
 
 # %% ../nbs/16_gallery.ipynb #c25bd105
+def _pitch(side): return side + max(1, side//16)  # pixels from the beginning of one image to that of the next
+
 def montage(
     images,   # Images of one size, uint8, N×H×W×3
     ncols:int # How many in a row
@@ -29,24 +30,10 @@ def montage(
     'The images in rows, with white lines between them; the end of the last row stays white'
     x = np.asarray(images)
     n,h,w,_ = x.shape
-    nrows,gap = -(-n//ncols),max(1, h//16)
+    nrows,gap = -(-n//ncols),_pitch(h)-h
     x = np.pad(x, ((0,nrows*ncols-n),(0,gap),(0,gap),(0,0)), constant_values=255)
     x = x.reshape(nrows, ncols, h+gap, w+gap, 3).swapaxes(1, 2)
     return x.reshape(nrows*(h+gap), ncols*(w+gap), 3)[:-gap,:-gap]
-
-# %% ../nbs/16_gallery.ipynb #334c4a8f
-def _check_labels(images, labels, vocab):
-    if not len(labels): raise CifarFastError('no images to draw: the selection is empty')
-    if len(images)!=len(labels): raise CifarFastError(f'{len(images)} images, but {len(labels)} labels: give one label for each image')
-    lo,hi = min(labels),max(labels)
-    bad,n = lo if lo<0 else hi,len(vocab)
-    if not 0<=bad<n: raise CifarFastError(f'class {bad} is out of range: there are {n} classes, 0 to {n-1}')
-
-# %% ../nbs/16_gallery.ipynb #daecbcbf
-def _frameless(ax):
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return ax
 
 # %% ../nbs/16_gallery.ipynb #3ef54b79
 def plot_classes(
@@ -59,8 +46,6 @@ def plot_classes(
 ):  # The axes
     'Draw the first `n` images of each class, a row for each class'
     labels = np.asarray(labels)
-    check_value(n>=1, 'the number of images of each class', n, '1 or more')
-    _check_labels(images, labels, vocab)
     h,w = images.shape[1:3]
     none,found = np.full((n,h,w,3), 255, np.uint8),[images[np.flatnonzero(labels==c)[:n]] for c in range(len(vocab))]
     names = [_short(o) if len(f) else f'{_short(o)}: none' for o,f in zip(vocab, found)]
@@ -68,8 +53,10 @@ def plot_classes(
     ax.imshow(montage(np.concatenate([np.concatenate([o,none])[:n] for o in found]), n), interpolation='nearest')
     ax.set_anchor('E')  # what space remains is for the names
     ax.set_xticks([])
-    ax.set_yticks(h/2-.5 + (h+max(1, h//16))*np.arange(len(vocab)), names, size=9)
-    return _frameless(ax)
+    ax.set_yticks(h/2-.5 + _pitch(h)*np.arange(len(vocab)), names, size=9)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
 
 # %% ../nbs/16_gallery.ipynb #59e19c00
 def _cells(n, ncols, cell, axs=None, figsize=None):
@@ -88,15 +75,20 @@ def _pictures(preds, idx):
     if preds.images is None: raise CifarFastError('these predictions have no images: give them, as in Predictions(…, images=…)')
     return preds.images[idx]
 
-def _name(preds, c): return _short(preds.vocab[c])
 def _title(preds, i):
     'What image `i` was taken for, how surely, and what it is if that is something else'
-    said = f'{_name(preds, preds.preds[i])} {preds.confidence[i]:.1%}'
-    return said if preds.correct[i] else f'{said}\nactual {_name(preds, preds.targs[i])}'
+    said,true = [_short(preds.vocab[o[i]]) for o in (preds.preds,preds.targs)]
+    return f'{said} {preds.confidence[i]:.1%}' + ('' if preds.correct[i] else f'\nactual {true}')
 
 # %% ../nbs/16_gallery.ipynb #c2ead26e
-def _plot_ranked(preds, idx, axs, figsize, height):
-    axs = _cells(len(idx), 5, (1.35,height), axs, figsize)
+def plot_predictions(
+    preds:Predictions,  # With images
+    idx:list,           # Which images to draw
+    axs=None,           # As many axes to draw on
+    figsize:tuple=None  # In inches, if there are no axes
+)->list: # The axes
+    'Draw images, each with predicted class and probability, and the actual class if it is another'
+    axs = _cells(len(idx), 5, (1.35,1.45 if preds.correct[idx].all() else 1.6), axs, figsize)
     for ax,i,img in zip(axs, idx, _pictures(preds, idx)):
         ax.imshow(img, interpolation='nearest')
         ax.set_title(_title(preds, i), size=8)
@@ -110,7 +102,7 @@ def plot_mistakes(
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
     'Draw the misclassified images that the net was most confident of, with predicted class, probability and actual class'
-    return _plot_ranked(preds, preds.mistakes(n), axs, figsize, 1.6)
+    return plot_predictions(preds, preds.mistakes(n), axs, figsize)
 
 # %% ../nbs/16_gallery.ipynb #c6032c7d
 def plot_correct(
@@ -120,11 +112,9 @@ def plot_correct(
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
     'Draw the correctly classified images that the net was most confident of, with class and probability'
-    return _plot_ranked(preds, preds.hits(n), axs, figsize, 1.45)
+    return plot_predictions(preds, preds.most_confident(preds.correct, n, 'correctly classified'), axs, figsize)
 
 # %% ../nbs/16_gallery.ipynb #6b48d92d
-def _colors(cams): return plt.get_cmap('jet')(cams, bytes=True)[...,:3]
-
 def cam_overlay(
     images:np.ndarray, # One image or several, uint8, …×H×W×3
     cams,              # Their maps, 0…1, …×H×W
@@ -132,28 +122,17 @@ def cam_overlay(
 )->np.ndarray: # uint8, like `images`; grey where the map is empty
     'The heat of each map over its image'
     images,cams = np.asarray(images),to_np(torch.as_tensor(cams))
-    size = lambda o: '×'.join(map(str, o.shape))
-    if cams.shape!=images.shape[:-1]: raise CifarFastError(f'maps of {size(cams)} do not fit images of {size(images)}: resize these')
-    a = alpha*cams[...,None]
-    res = np.where(cams.any((-2,-1))[...,None,None,None], (1-a)*images + a*_colors(cams), images.mean(-1, keepdims=True))
+    if cams.shape!=images.shape[:-1]: raise CifarFastError(f'maps of {cams.shape} do not fit images of {images.shape}: resize these')
+    a,heat = alpha*cams[...,None],plt.get_cmap('jet')(cams, bytes=True)[...,:3]
+    res = np.where(cams.any((-2,-1))[...,None,None,None], (1-a)*images + a*heat, images.mean(-1, keepdims=True))
     return (res+.5).astype(np.uint8)
 
-# %% ../nbs/16_gallery.ipynb #ca428f6c
-def _batch(learn, images):
-    'One batch on the device of the model'
-    return image_batch(learn.dls, images).to(one_param(learn.model).device)
-
-def _maps(learn, images, layer=None, targets=None):
-    'Grad-CAM of `images`, all in one batch'
-    return grad_cam(learn.model, _batch(learn, images), layer, targets)
-
 # %% ../nbs/16_gallery.ipynb #0b9e84c1
-def _mark_empty(ax, cam, col, row, size):
-    'Say so on the tile of an empty map'
-    if cam.any(): return
-    gap = max(1, size//16)
-    ax.text(col*(size+gap)+size/2-.5, row*(size+gap)+size/2-.5, 'no\npositive\nevidence', size=6, ha='center', va='center', color='w',
-            bbox=dict(fc='k', alpha=.6, lw=0, pad=1))
+def _mark_empty(ax, cam, col):
+    'Say so on the image in column `col` of a montage if its map is empty'
+    side = len(cam)
+    if not cam.any(): ax.text(col*_pitch(side)+side/2-.5, side/2-.5, 'no\npositive\nevidence', size=6, ha='center', va='center', color='w',
+                              bbox=dict(fc='k', alpha=.6, lw=0, pad=1))
 
 # %% ../nbs/16_gallery.ipynb #ef7d3868
 def plot_cam_mistakes(
@@ -167,11 +146,11 @@ def plot_cam_mistakes(
     'Draw the most confident mistakes, each beside the evidence for the predicted class'
     idx = preds.mistakes(n)
     images = _pictures(preds, idx)
-    cams = _maps(learn, images, layer, preds.preds[idx].tolist())
+    cams = grad_cam(learn.model, image_batch(learn.dls, images), layer, preds.preds[idx])
     axs = _cells(len(idx), 5, (1.8,1.25), axs, figsize)
     for ax,i,img,cam,over in zip(axs, idx, images, cams, cam_overlay(images, cams)):
         ax.imshow(montage([img,over], 2), interpolation='nearest')
-        _mark_empty(ax, cam, 1, 0, len(img))
+        _mark_empty(ax, cam, 1)
         ax.set_title(_title(preds, i), size=8)
     return axs
 
@@ -187,18 +166,21 @@ def plot_cam_layers(
     'Draw the most confident mistakes, each with the evidence for the predicted class at several layers: heat above, overlay below'
     idx = preds.mistakes(n)
     images = _pictures(preds, idx)
-    layers = cam_layers(learn.model, _batch(learn, images[:1])) if layers is None else listify(layers)
-    cams = _maps(learn, images, layers, preds.preds[idx].tolist())
+    x = image_batch(learn.dls, images)
+    cams = grad_cam(learn.model, x, cam_layers(learn.model, x) if layers is None else listify(layers), preds.preds[idx])
     names,cams = list(cams),np.stack([to_np(o) for o in cams.values()], 1)
     side,cols = images.shape[1],len(names)+1
     axs = _cells(len(idx), 3, (.57*cols,1.56), axs, figsize)
     for ax,i,img,cs in zip(axs, idx, images, cams):
-        ax.imshow(montage([img, *_colors(cs), img, *cam_overlay(np.stack([img]*len(cs)), cs)], cols), interpolation='nearest')
-        for k,c in enumerate(cs, 1): _mark_empty(ax, c, k, 0, side)
+        heat = plt.get_cmap('jet')(cs, bytes=True)[...,:3]
+        ax.imshow(montage([img, *heat, img, *cam_overlay(np.stack([img]*len(cs)), cs)], cols), interpolation='nearest')
+        for k,c in enumerate(cs, 1): _mark_empty(ax, c, k)
         ax.set_axis_on()
         ax.set_yticks([])
-        ax.set_xticks(side/2-.5 + (side+max(1, side//16))*np.arange(cols), ['image',*names], size=7)
-        _frameless(ax).set_title(_title(preds, i).replace('\n', ', '), size=8, weight='bold')
+        ax.set_xticks(side/2-.5 + _pitch(side)*np.arange(cols), ['image',*names], size=7)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_title(_title(preds, i).replace('\n', ', '), size=8, weight='bold')
     return axs
 
 # %% ../nbs/16_gallery.ipynb #0b9dc944
@@ -214,7 +196,7 @@ def plot_cam_pairs(
     idx = preds.mistakes(n)
     images,k = _pictures(preds, idx),len(idx)
     said,true = preds.preds[idx],preds.targs[idx]
-    cams = _maps(learn, np.concatenate([images,images]), layer, [*said.tolist(),*true.tolist()])
+    cams = grad_cam(learn.model, image_batch(learn.dls, [*images,*images]), layer, [*said,*true])
     look = dict(layout='constrained', width_ratios=(1,1,1,1.7), squeeze=False)
     if axs is None: axs = plt.subplots(k, 4, figsize=ifnone(figsize, (8.2,1.7*k+.3)), **look)[1]
     axs = np.reshape(axs, (k,4))
@@ -224,8 +206,8 @@ def plot_cam_pairs(
         ax.set_title(_title(preds, i), size=8)
         show_cam(img, cams[j], ax1)
         show_cam(img, cams[k+j], ax2)
-        ax1.set_title(f'evidence for\n{_name(preds, said[j])}', size=8)
-        ax2.set_title(f'evidence for\n{_name(preds, true[j])}', size=8)
+        ax1.set_title(f'evidence for\n{_short(preds.vocab[said[j]])}', size=8)
+        ax2.set_title(f'evidence for\n{_short(preds.vocab[true[j]])}', size=8)
         plot_probs(preds.probs[i], [*map(_short, preds.vocab)], int(true[j]), bars, n=5)
         if j<k-1: bars.set(xlabel='', xticklabels=[])
     return axs.tolist()
@@ -240,9 +222,8 @@ def plot_cam_classes(
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
     'Draw one image and the evidence in it for each class, with the probability of each'
-    if not 0<=idx<len(preds): raise CifarFastError(f'image {idx} is out of range: there are {len(preds):,} images, 0 to {len(preds)-1:,}')
     img,n,said,true = _pictures(preds, idx),len(preds.vocab),preds.preds[idx],preds.targs[idx]
-    cams = _maps(learn, np.stack([img]*n), layer, list(range(n)))
+    cams = grad_cam(learn.model, image_batch(learn.dls, [img]*n), layer, range(n))
     whole,*axs = _cells(n+1, 6, (1.5,1.75), axs, figsize)
     whole.imshow(img, interpolation='nearest')
     whole.set_title(f'image {idx}', size=8)
@@ -250,24 +231,8 @@ def plot_cam_classes(
         role = ', '.join(r for r,k in (('predicted',said),('actual',true)) if k==c)
         show_cam(img, cam, ax)
         marked = dict(weight='bold', color='C2' if c==true else 'C3') if role else {}
-        ax.set_title(f'{role}\n{_name(preds, c)} {preds.probs[idx,c]:.1%}'.strip(), size=8, **marked)
+        ax.set_title(f'{role}\n{_short(preds.vocab[c])} {preds.probs[idx,c]:.1%}'.strip(), size=8, **marked)
     return [whole,*axs]
-
-# %% ../nbs/16_gallery.ipynb #203d644e
-def _explain(learn, images, layer):
-    'Probabilities, and the maps of the predicted classes, from one pass'
-    cb = GradCAMCallback(layer)
-    with _apart(learn) as twin: probs,_ = twin.get_preds(dl=twin.dls.test_dl(list(images), bs=len(images), num_workers=0), cbs=cb)
-    return to_np(probs),cb.cams
-
-# %% ../nbs/16_gallery.ipynb #1a49f6d0
-def _plot_net(axs, learn, images, classes, name, layer):
-    'What `learn` takes each of `images` for, and why, on a row of axes'
-    vocab = learn.dls.vocab
-    for ax,img,c,p,cam in zip(axs, images, classes, *_explain(learn, images, layer)):
-        show_cam(img, cam, ax)
-        ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')
-    axs[0].text(-.12, .5, name, size=9, rotation=90, ha='right', va='center', transform=axs[0].transAxes)
 
 # %% ../nbs/16_gallery.ipynb #fe9b419b
 def plot_cam_compare(
@@ -283,9 +248,7 @@ def plot_cam_compare(
 )->list: # Three lists of axes: the images, the first net, the second
     'Draw one image of each class, and what each of two nets takes it for and why'
     vocab,labels = list(learn_a.dls.vocab),np.asarray(labels)
-    check_value(n>=1, 'the number of classes', n, '1 or more')
     if vocab!=list(learn_b.dls.vocab): raise CifarFastError('the two nets know different classes: compare nets of the same data')
-    _check_labels(images, labels, vocab)
     classes,at = (o[:n] for o in np.unique(labels, return_index=True))
     images,k = images[at],len(classes)
     if axs is None: axs = plt.subplots(3, k, figsize=ifnone(figsize, (.4+1.05*k,3.9)), layout='constrained', squeeze=False)[1]
@@ -294,5 +257,10 @@ def plot_cam_compare(
         ax.imshow(img, interpolation='nearest')
         ax.set_axis_off()
         ax.set_title(_short(vocab[c]), size=8, weight='bold')
-    for row,learn,name in zip(axs[1:], (learn_a,learn_b), names): _plot_net(row, learn, images, classes, name, layer)
+    for row,learn,name in zip(axs[1:], (learn_a,learn_b), names):
+        with predicting(learn) as twin: probs = to_np(twin.get_preds(dl=twin.dls.test_dl(list(images), bs=k, num_workers=0))[0])
+        for ax,img,c,p,cam in zip(row, images, classes, probs, grad_cam(learn.model, image_batch(learn.dls, images), layer)):
+            show_cam(img, cam, ax)
+            ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')
+        row[0].text(-.12, .5, name, size=9, rotation=90, ha='right', va='center', transform=row[0].transAxes)
     return axs.tolist()

@@ -4,60 +4,31 @@
 
 # %% ../nbs/17_gifs.ipynb #aa0adaef
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError,atomic_write
 from matplotlib.font_manager import findfont
 from PIL import ImageDraw,ImageFont
-from scipy.spatial import cKDTree
 from fastai.vision.all import *
-from .augment import *
-from .device import *
-from .loaders import *
-from .gradcam import *
-from .gallery import *
+from .augment import AlbumentationsTransform,get_policy
+from .device import ImageItems
+from .loaders import image_batch
+from .gradcam import grad_cam
+from .gallery import cam_overlay,montage
 
 # %% auto #0
 __all__ = ['write_gif', 'augment_gif', 'CamGif']
 
-# %% ../nbs/17_gifs.ipynb #0805e43b
-def _what(f): return f"{f.dtype} of shape {'×'.join(map(str, f.shape))}" if isinstance(f, np.ndarray) else type(f).__name__
-
-def _check_frames(frames, titles, ms, scale):
-    'The frames as one array'
-    if not len(frames): raise CifarFastError('a GIF needs at least one frame')
-    for i,f in enumerate(frames):
-        if isinstance(f, np.ndarray) and f.dtype==np.uint8 and f.ndim==3 and f.shape==(*frames[0].shape[:2],3): continue
-        raise CifarFastError(f'frame {i} is {_what(f)}: all have to be RGB images of one size, uint8, height × width × 3')
-    if titles is not None and len(titles)!=len(frames): raise CifarFastError(f'{len(frames)} frames, but {len(titles)} titles')
-    check_value(20<=ms<=60_000, 'the time of a frame', f'{ms} ms', '20 (browsers show nothing faster) to 60,000')
-    check_value(scale in range(1, 65), 'the scale', scale, 'a whole number from 1 to 64')
-    return np.stack(frames)
-
-# %% ../nbs/17_gifs.ipynb #e7c89352
-def _palette(x):
-    'At most 256 colours for all of `x`, uint8 N×H×W×3, eight of them greys'
-    im = Image.fromarray(x.reshape(1, -1, 3)).quantize(248, kmeans=1)
-    colors = np.array(im.getpalette(), np.uint8).reshape(-1, 3)
-    greys = np.linspace(0, 255, 8).round().astype(np.uint8)[:,None].repeat(3, 1)
-    return np.unique(np.concatenate([colors,greys]), axis=0)
-
-# %% ../nbs/17_gifs.ipynb #0ea05f1f
-def _nearest(x, palette): return cKDTree(palette.astype(float)).query(x)[1].astype(np.uint8)
-
-# %% ../nbs/17_gifs.ipynb #0e183f83
-def _strip(title, width, font):
-    'A white strip with `title` in its middle, uint8 height × `width`'
-    im = Image.new('L', (width,round(1.6*font.size)), 255)
-    ImageDraw.Draw(im).text((width/2,.8*font.size), title, fill=0, font=font, anchor='mm')
-    return np.asarray(im)
-
 # %% ../nbs/17_gifs.ipynb #af025211
-def _titled(idx, titles, palette):
-    'The frames `idx`, numbers of colours in `palette`, below strips with their titles'
-    font,greys = ImageFont.truetype(findfont('DejaVu Sans'), 14),_nearest(np.arange(256)[:,None].repeat(3, 1), palette)
-    width = max(idx.shape[2], *[math.ceil(font.getlength(t))+8 for t in titles])
-    left,both = (width-idx.shape[2])//2,width-idx.shape[2]
-    idx = np.pad(idx, ((0,0),(0,0),(left,both-left)), constant_values=greys[255])
-    return np.concatenate([greys[np.stack([_strip(t, width, font) for t in titles])], idx], 1)
+def _titled(ims, titles):
+    'The pictures `ims`, each in the middle below a white strip with its title'
+    font = ImageFont.truetype(findfont('DejaVu Sans'), 14)
+    w,h = ims[0].size
+    width,pages = max(w, *[math.ceil(font.getlength(t))+8 for t in titles]),[]
+    for im,t in zip(ims, titles, strict=True):
+        page = Image.new('RGB', (width,h+22), 'white')
+        ImageDraw.Draw(page).text((width/2,11), t, fill='black', font=font, anchor='mm')
+        page.paste(im, ((width-w)//2,22))
+        pages.append(page)
+    return pages
 
 # %% ../nbs/17_gifs.ipynb #33b9ed10
 def write_gif(
@@ -68,14 +39,12 @@ def write_gif(
     titles:list=None  # A line of text above each frame
 )->Path: # `path`
     'Write `frames` as a GIF that starts again at its end'
-    x = _check_frames(frames, titles, ms, scale)
-    palette = _palette(x)
-    idx = _nearest(x, palette).repeat(scale, 1).repeat(scale, 2)
-    if titles is not None: idx = _titled(idx, titles, palette)
-    ims = [Image.fromarray(o) for o in idx]
-    for im in ims: im.putpalette(palette.tobytes())
-    opts = dict(format='GIF', save_all=True, append_images=ims[1:], duration=ms, loop=0, palette=palette.tobytes())
-    with atomic_write(path) as tmp: ims[0].save(tmp, **opts)
+    ims = [Image.fromarray(f) for f in np.stack(frames).repeat(scale, 1).repeat(scale, 2)]
+    if titles is not None: ims = _titled(ims, titles)
+    w,h = ims[0].size
+    tall = Image.fromarray(np.concatenate([np.asarray(im) for im in ims])).quantize(256, kmeans=1)
+    ims = [tall.crop((0,i*h,w,(i+1)*h)) for i in range(len(ims))]
+    with atomic_write(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=ms, loop=0)
     return Path(path)
 
 # %% ../nbs/17_gifs.ipynb #2ecaedf5
@@ -125,7 +94,10 @@ class CamGif(Callback):
     def before_train(self):
         'Prepare when the training begins, at whichever epoch; a range test is none'
         if hasattr(self.learn, 'lr_finder'): return
-        if self.shown is None: self._prepare()
+        if self.shown is None:
+            self.shown,self.explain = _first_of_each(self.dls) if self.images is None else (np.asarray(self.images),self.targets)
+            self.batch = image_batch(self.dls, self.shown)
+            self._look()
         self.trained = True
 
 # %% ../nbs/17_gifs.ipynb #53c6b982
@@ -134,13 +106,6 @@ def _look(self:CamGif):
     'The overlays at this moment as one image, and what to say of those that are grey'
     with no_random(reproducible=False): cams = grad_cam(self.model, self.batch, self.layer, self.explain)
     return montage(cam_overlay(self.shown, cams), self.ncols),' (grey: no positive evidence)' if cams.empty.any() else ''
-
-@patch
-def _prepare(self:CamGif):
-    'Look up the images, and look at them once'
-    self.shown,self.explain = _first_of_each(self.dls) if self.images is None else (np.asarray(self.images),self.targets)
-    self.batch = image_batch(self.dls, self.shown).to(one_param(self.model).device)
-    self._look()
 
 # %% ../nbs/17_gifs.ipynb #d77fd7e5
 @patch

@@ -4,21 +4,20 @@
 
 # %% ../nbs/13_gradcam.ipynb #54583b50
 from __future__ import annotations
-from .core import *
+from .core import CifarFastError,choose
 import difflib,sys
 from copy import deepcopy
-from contextlib import ExitStack,contextmanager,nullcontext
+from contextlib import nullcontext
 import torch.nn.functional as F
 from fastai.basics import *
-from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.hook import HookCallback
 
 # %% auto #0
 __all__ = ['find_layer', 'cam_layers', 'grad_cam', 'randomized', 'show_cam', 'GradCAMCallback']
 
-# %% ../nbs/13_gradcam.ipynb #b23bc964
+# %% ../nbs/13_gradcam.ipynb #028f8b41
 def _bare(model): return getattr(model, '_orig_mod', model)
 
+# %% ../nbs/13_gradcam.ipynb #b23bc964
 def find_layer(
     model:nn.Module,        # Any network
     layer:nn.Module|str|int # A module of `model`, its dotted name such as 'res2.body.0', or its number among the direct parts, such as -1
@@ -37,23 +36,6 @@ def find_layer(
     if layer not in mods: choose(layer, [*dict.fromkeys(parts + difflib.get_close_matches(str(layer), mods, cutoff=.4))], 'layer')
     return layer,mods[layer]
 
-# %% ../nbs/13_gradcam.ipynb #0c667190
-def _eager(): return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
-
-@contextmanager
-def _hooked(model, modules, hook):
-    'Forward hooks on `modules`, eval mode, a graph that begins at the hooks; everything as before at the end'
-    training,params = [(m,m.training) for m in model.modules()],[p for p in model.parameters() if p.requires_grad]
-    hooks = [m.register_forward_hook(hook) for m in modules]
-    try:
-        for m,_ in training: m.training = False
-        for p in params: p.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad(): yield
-    finally:
-        for o in hooks: o.remove()
-        for p in params: p.requires_grad_()
-        for m,o in training: m.training = o
-
 # %% ../nbs/13_gradcam.ipynb #110ebed5
 def _shape(o): return '×'.join(map(str, o.shape)) if isinstance(o, Tensor) else f'a {type(o).__name__}'
 
@@ -63,22 +45,23 @@ def _images(x):
     raise CifarFastError('Grad-CAM takes normalised images, a float tensor N×C×H×W such as image_batch gives, not '
                          f'{_shape(x)}{f" of {x.dtype}" if isinstance(x, Tensor) else ""}')
 
-# %% ../nbs/13_gradcam.ipynb #b7cda794
-def _forward(model, x):
-    try: return model(x)
+# %% ../nbs/13_gradcam.ipynb #0c667190
+def _run(model, x, modules, hook):
+    'What `model` gives for `x`, with forward hooks on `modules`, in eval mode, with a graph that begins at the hooks'
+    training,params = [(m,m.training) for m in model.modules()],[p for p in model.parameters() if p.requires_grad]
+    eager = torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
+    device = getattr(one_param(model), 'device', x.device)
+    hooks = [m.register_forward_hook(hook) for m in modules]
+    try:
+        for m,_ in training: m.training = False
+        for p in params: p.requires_grad_(False)
+        with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True))
     except RuntimeError as e:
         raise CifarFastError(f'{type(model).__name__} fails on images of {_shape(x[0])}: {str(e).strip().partition(chr(10))[0]}') from e
-
-# %% ../nbs/13_gradcam.ipynb #0b05bb5d
-def _map_layers(model, x):
-    'Names of the layers that put out a map, in the order in which they finish'
-    names,found = {m:k for k,m in model.named_modules() if k},{}
-    def look(m, _, o):
-        if isinstance(o, Tensor) and o.ndim==4 and o.shape[2]*o.shape[3]>1: found[names[m]] = True
-    with _eager(), _hooked(model, names, look), torch.no_grad(): _forward(model, x[:1].clone())
-    return list(found)
-
-def _outermost(names): return [o for o in names if not any(o.startswith(f'{k}.') for k in names)]
+    finally:
+        for o in hooks: o.remove()
+        for p in params: p.requires_grad_()
+        for m,o in training: m.training = o
 
 # %% ../nbs/13_gradcam.ipynb #0bbbdae2
 def cam_layers(
@@ -88,21 +71,16 @@ def cam_layers(
 )->list: # Dotted names, deepest last
     'Layers at different depths of `model`, down to the last before the global pool'
     model = _bare(model)
-    found = _map_layers(model, _images(x))
-    names = _outermost(found)
-    while len(names)==1<n and (inner := [o for o in found if o.startswith(f'{names[0]}.')]): found,names = inner,_outermost(inner)
-    if not names: raise CifarFastError(f'no layer of {type(model).__name__} puts out a map: Grad-CAM needs a convolutional net')
-    if len(names)<=n: return names
-    return [names[i] for i in np.linspace(len(names)-1, 1, n).round().astype(int)[::-1]]
-
-# %% ../nbs/13_gradcam.ipynb #f4b7d42f
-def _keep(acts, m, o):
-    'Put what layer `m` gives into `acts`, as a part of the graph'
-    acts[m] = o
-    if not isinstance(o, Tensor) or o.ndim!=4 or not o.is_floating_point(): return
-    if not o.requires_grad: o = (o.clone() if o.is_inference() else o.detach()).requires_grad_()
-    acts[m] = o.as_subclass(Tensor)
-    return acts[m].clone().as_subclass(type(o))
+    names,found = {m:k for k,m in model.named_modules() if k},{}
+    def look(m, _, o):
+        if isinstance(o, Tensor) and o.ndim==4 and o.shape[2]*o.shape[3]>1: found[names[m]] = True
+    _run(model, _images(x)[:1], names, look)
+    found = list(found)  # in the order in which they finish
+    if not found: raise CifarFastError(f'no layer of {type(model).__name__} puts out a map: Grad-CAM needs a convolutional net')
+    while 1<n and len(found)>1 and all(o.startswith(f'{found[-1]}.') for o in found[:-1]): found.pop()  # all others are parts of it
+    found = [o for o in found if not any(o.startswith(f'{k}.') for k in found)]
+    if len(found)<=n: return found
+    return [found[i] for i in np.linspace(len(found)-1, 1, n).round().astype(int)[::-1]]
 
 # %% ../nbs/13_gradcam.ipynb #e59e91c6
 def _raw_map(act, grad, plus=False):
@@ -115,14 +93,13 @@ def _raw_map(act, grad, plus=False):
     return ((alpha*grad).sum((2,3), keepdim=True)*act).sum(1)
 
 # %% ../nbs/13_gradcam.ipynb #f020c12c
-def _stretch(m):
-    lo,hi = m.amin((1,2), keepdim=True),m.amax((1,2), keepdim=True)
-    return (m-lo)/(hi-lo).clamp(min=torch.finfo(m.dtype).tiny)
-
 def _finish(raw, size):
     'Maps N×H×W of `size`, each from 0 to 1 or, if it has no positive evidence, 0'
+    def stretch(m):
+        lo,hi = m.amin((1,2), keepdim=True),m.amax((1,2), keepdim=True)
+        return (m-lo)/(hi-lo).clamp(min=torch.finfo(m.dtype).tiny)
     raw = raw.clamp(min=0)
-    cams = _stretch(F.interpolate(_stretch(raw)[:,None], size, mode='bilinear', align_corners=False)[:,0])
+    cams = stretch(F.interpolate(stretch(raw)[:,None], size, mode='bilinear', align_corners=False)[:,0])
     alike = (raw==raw[:,:1,:1]).all(2).all(1) & (raw[:,0,0]>0)  # evidence everywhere, and nowhere more
     cams[alike] = 1
     cams.empty = ~cams.any(2).any(1)
@@ -140,39 +117,44 @@ def _classes(targets, logits):
         raise CifarFastError(f'class {int(bad.view(-1)[0])} is out of range: the net has the classes 0 to {n_cls-1}')
     return t.long().expand(n)
 
-# %% ../nbs/13_gradcam.ipynb #723f725e
-def _layers(model, x, layer):
-    'Names and modules of what is meant by `layer`'
-    if layer is None: layer = cam_layers(model, x, 1)
-    if is_listy(layer) and not layer: raise CifarFastError('no layer was given: leave `layer` out for the last one')
-    return dict(find_layer(model, o) for o in (layer if is_listy(layer) else [layer]))
+# %% ../nbs/13_gradcam.ipynb #cd7474f5
+def _cams(acts, logits, targets, plus, size):
+    'The maps of all layers in `acts`, from one backward pass'
+    if not isinstance(logits, Tensor) or logits.ndim!=2: raise CifarFastError(f'the net gives {_shape(logits)}, not logits N×classes')
+    scores = logits.gather(1, _classes(targets, logits)[:,None]).float()
+    outs,res = list(acts.values()),{}
+    with torch.autocast(logits.device.type, enabled=False):  # a backward pass takes the precisions of the forward pass
+        grads = torch.autograd.grad(scores.sum(), outs, allow_unused=True) if scores.requires_grad else [None]*len(outs)
+    for (name,act),grad in zip(acts.items(), grads):
+        if grad is None: raise CifarFastError(f'the logits do not depend on layer {name!r}')
+        raw = _raw_map(act, grad, plus)
+        if not (ok := torch.cat([raw.flatten(1), scores], 1).isfinite().all(1)).all():
+            raise CifarFastError(f'image {int(ok.int().argmin())} of the batch gives values that are not finite at layer {name!r}: '
+                                 'look at the weights of the net, and at the image')
+        res[name] = _finish(raw, size)
+    return res
 
-# %% ../nbs/13_gradcam.ipynb #6b4a7882
-def _check_maps(model, x, layers, acts):
-    'Did every layer give a map?'
-    for name,m in layers.items():
+# %% ../nbs/13_gradcam.ipynb #a16116a5
+def _look(model, x, layer, targets, plus):
+    'The logits of `x`, and for each layer by name its maps'
+    model,x,acts = _bare(model),_images(x),{}
+    if layer is None: layer = cam_layers(model, x, 1)
+    names = dict(find_layer(model, o) for o in (layer if is_listy(layer) else [layer]))
+    def keep(m, _, o):
+        acts[m] = o
+        if not isinstance(o, Tensor) or o.ndim!=4 or not o.is_floating_point(): return
+        if not o.requires_grad: o = (o.clone() if o.is_inference() else o.detach()).requires_grad_()
+        acts[m] = o.as_subclass(Tensor)
+        return acts[m].clone().as_subclass(type(o))
+    logits = _run(model, x, names.values(), keep)
+    for name,m in names.items():
         o = acts.get(m)
         if isinstance(o, Tensor) and o.ndim==4 and o.shape[2]*o.shape[3]>1 and o.is_floating_point(): continue
         what = f'gives {_shape(o)}' if m in acts else 'is not used for these images'
         raise CifarFastError(f'layer {name!r} {what}, but Grad-CAM needs a map N×C×H×W of more than one pixel: choose from '
-                             f"{', '.join(_outermost(_map_layers(model, x)))}")
-
-# %% ../nbs/13_gradcam.ipynb #cd7474f5
-def _cams(acts, layers, logits, targets, plus, size):
-    'The maps of all `layers`, from one backward pass'
-    if not isinstance(logits, Tensor) or logits.ndim!=2: raise CifarFastError(f'the net gives {_shape(logits)}, not logits N×classes')
-    logits = logits.as_subclass(Tensor).float()
-    scores = logits.gather(1, _classes(targets, logits)[:,None])
-    outs,raws = [acts[m] for m in layers.values()],{}
-    with torch.autocast(logits.device.type, enabled=False):  # a backward pass takes the precisions of the forward pass
-        grads = torch.autograd.grad(scores.sum(), outs, allow_unused=True) if scores.requires_grad else [None]*len(outs)
-    for (name,m),grad in zip(layers.items(), grads):
-        if grad is None: raise CifarFastError(f'the logits do not depend on layer {name!r}')
-        raws[name] = _raw_map(acts[m], grad, plus)
-        if not (bad := torch.cat([raws[name].flatten(1), scores], 1).isfinite().all(1)).all():
-            raise CifarFastError(f'image {int(bad.int().argmin())} of the batch gives values that are not finite at layer {name!r}: '
-                                 'look at the weights of the net, and at the image')
-    return {k: _finish(v, size) for k,v in raws.items()}
+                             f"{', '.join(cam_layers(model, x, 99))}")
+    with torch.inference_mode(False), torch.enable_grad():
+        return logits,_cams({k: acts[m] for k,m in names.items()}, logits, targets, plus, x.shape[-2:])
 
 # %% ../nbs/13_gradcam.ipynb #a680acc6
 def grad_cam(
@@ -183,12 +165,7 @@ def grad_cam(
     plus:bool=False  # Grad-CAM++?
 )->Tensor|dict: # Maps N×H×W, 0…1; `.empty` marks those without positive evidence. For a list of layers: name → such maps
     'Where in each image the evidence for a class is'
-    model,x = _bare(model),_images(x)
-    layers,acts = _layers(model, x, layer),{}
-    with _eager(), _hooked(model, layers.values(), lambda m,_,o: _keep(acts, m, o)):
-        logits = _forward(model, x.clone() if x.is_inference() else x)
-        _check_maps(model, x, layers, acts)
-        cams = _cams(acts, layers, logits, targets, plus, x.shape[-2:])
+    cams = _look(model, x, layer, targets, plus)[1]
     return cams if is_listy(layer) else first(cams.values())
 
 # %% ../nbs/13_gradcam.ipynb #25daa90b
@@ -232,79 +209,48 @@ def show_cam(
     return ax
 
 # %% ../nbs/13_gradcam.ipynb #90ec6138
-class GradCAMCallback(HookCallback):
+class GradCAMCallback(Callback):
     'Keep the Grad-CAM of every image that `get_preds` or `validate` sends through the model'
-    order,run_train,remove_on_fetch,hooks,cams,_learn = MixedPrecision.order+1,False,True,None,None,None
+    order,run_train,remove_on_fetch,cams = 1000,False,True,None  # the last in `before_batch`
     def __init__(self,
         layer=None,      # A module, dotted name or number, or a list of them; None: the last layer before the global pool
         targets=None,    # The class to explain: its number, or one for each image of the pass; None: the predicted one
         plus:bool=False  # Grad-CAM++?
-    ):
-        super().__init__(detach=False, cpu=False)
-        store_attr()
-    @property
-    def learn(self): return self._learn
-    @learn.setter
-    def learn(self, o):
-        if o is None: self._remove()  # a Learner lets go of its callbacks after an error, too
-        self._learn = o
+    ): store_attr()
 
-    def hook(self, m, _, o): return _keep(self.acts, m, o)
-    def _register(self):
-        net,self.hooks,self.acts = _bare(self.model),ExitStack(),{}
-        old,forward = net.__dict__.get('forward'),net.forward
-        def once(*args, **kwargs):
-            with self.hooks, _hooked(net, self.layers.values(), self.hook): self.logits = forward(*args, **kwargs)
-            return self.logits
-        net.__dict__['forward'] = once
-        self.hooks.callback(net.__dict__.update, forward=old) if old else self.hooks.callback(net.__dict__.pop, 'forward')
-        self.hooks.enter_context(_eager())
-
-    def _remove(self):
-        if self.hooks: self.hooks.close()
-        self.hooks = None
+# %% ../nbs/13_gradcam.ipynb #2aa39863
+@patch
+def look(self:GradCAMCallback,
+    x:Tensor # A batch
+)->Tensor: # What the model gives
+    'Take the place of the model for one call'
+    self.learn.model,i = self.net,self.seen
+    targets = self.targets[i:i+len(x)] if np.ndim(self.targets) else self.targets
+    logits,cams = _look(self.net, x, self.layers, targets, self.plus)
+    self.layers,self.seen = list(cams),i+len(x)
+    self.parts.append({k: (v.cpu(), v.empty.cpu()) for k,v in cams.items()})
+    return logits.detach()
 
 # %% ../nbs/13_gradcam.ipynb #8d8f4918
 @patch
-def before_fit(self:GradCAMCallback):
-    'Nothing yet: the model is open for a forward pass and no longer'
-
-@patch
 def before_validate(self:GradCAMCallback):
     'Forget the last pass'
-    self.layers,self.seen,self.parts,self.cams = None,0,[],None
+    self.net,self.layers,self.seen,self.parts,self.cams = self.model,self.layer,0,[],None
 
 @patch
 def before_batch(self:GradCAMCallback):
-    'Open the model'
-    self._remove()
-    x = _images(self.xb[0])
-    if self.layers is None: self.layers = _layers(self.model, x, self.layer)
-    self._register()
-
-# %% ../nbs/13_gradcam.ipynb #5c2f86d4
-@patch
-def after_pred(self:GradCAMCallback):
-    'Explain what was predicted'
-    self._remove()
-    x,i = _images(self.xb[0]),self.seen
-    targets = self.targets[i:i+len(x)] if np.ndim(self.targets) else self.targets
-    _check_maps(_bare(self.model), x, self.layers, self.acts)
-    with torch.inference_mode(False), torch.enable_grad():
-        cams = _cams(self.acts, self.layers, self.logits, targets, self.plus, x.shape[-2:])
-    self.parts.append({k: (v.cpu(), v.empty.cpu()) for k,v in cams.items()})
-    self.learn.pred,self.seen,self.acts,self.logits = self.pred.detach(),i+len(x),None,None
+    'Take the place of the model'
+    self.learn.model = self.look
 
 @patch
 def after_cancel_batch(self:GradCAMCallback):
-    'Close the model when another callback cancels the batch'
-    self._remove()
+    'Give it back, if another callback cancels the batch'
+    self.learn.model = self.net
 
 # %% ../nbs/13_gradcam.ipynb #3bafc1f3
 @patch
 def after_validate(self:GradCAMCallback):
     'Put the batches together'
-    self._remove()
     if np.ndim(self.targets) and len(self.targets)!=self.seen: raise CifarFastError(f'{len(self.targets)} targets for {self.seen} images')
     cams = {}
     for k in self.parts[0] if self.parts else ():

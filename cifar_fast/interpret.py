@@ -12,12 +12,12 @@ from matplotlib.colors import PowerNorm
 from safetensors import SafetensorError
 from safetensors.numpy import load_file,save_file
 from scipy.special import log_softmax
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix,precision_recall_fscore_support
-from .loaders import *
 
 # %% auto #0
-__all__ = ['plot_curves', 'plot_schedule', 'Predictions', 'raw_images', 'plot_per_class', 'plot_confusion', 'plot_confused_pairs',
-           'plot_reliability', 'plot_probs']
+__all__ = ['plot_curves', 'plot_schedule', 'Predictions', 'raw_images', 'predicting', 'class_number', 'plot_per_class',
+           'plot_confusion', 'plot_confused_pairs', 'plot_reliability', 'plot_probs']
 
 # %% ../nbs/15_interpret.ipynb #9da8629d
 def plot_curves(
@@ -109,16 +109,15 @@ def raw_images(
     return np.stack([x for x,_ in dls[ds_idx].dataset.tls[0].items])
 
 # %% ../nbs/15_interpret.ipynb #09c810cc
-def _in_batches(cb):
-    'Does `cb` take part in how a held-out batch is computed, and record nothing?'
-    return cb.run_valid and not getattr(cb, 'remove_on_fetch', False) and any(hasattr(cb, e) for e in ('before_batch','after_pred'))
-
 @contextmanager
-def _apart(learn):
+def predicting(
+    learn:Learner # Any learner
+): # The copy
     'A copy of `learn` to predict with; on leaving, training flags and random states are what they were'
     twin,modes = copy(learn),[(m,m.training) for m in learn.model.modules()]
     twin.cbs,twin.training = L(),False
-    twin.add_cbs([copy(cb) for cb in learn.cbs if _in_batches(cb)])
+    twin.add_cbs([copy(cb) for cb in learn.cbs if cb.run_valid and not getattr(cb, 'remove_on_fetch', False)
+                  and any(hasattr(cb, e) for e in ('before_batch','after_pred'))])
     try:
         learn.model.eval()
         with no_random(reproducible=False): yield twin
@@ -133,7 +132,7 @@ def from_learner(cls:Predictions,
 )->Predictions: # With the images of the set
     'Predict a held-out set in one pass, and leave `learn` as it was'
     images = raw_images(learn.dls, ds_idx)
-    with _apart(learn) as twin: logits,targs = twin.get_preds(ds_idx=ds_idx, act=noop)
+    with predicting(learn) as twin: logits,targs = twin.get_preds(ds_idx=ds_idx, act=noop)
     return cls(to_np(logits.float()), to_np(targs), learn.dls.vocab, images)
 
 # %% ../nbs/15_interpret.ipynb #9cc6fba4
@@ -161,8 +160,12 @@ def load(cls:Predictions,
 
 # %% ../nbs/15_interpret.ipynb #6743a432
 @patch
-def _surest(self:Predictions, mask, what, n):
-    'Indices of the images in `mask`, most confident first'
+def most_confident(self:Predictions,
+    mask:np.ndarray,   # Which images to choose from, bool, N
+    n:int=None,        # At most this many; None: all
+    what:str='such'    # What to call them in the message, if there is none
+)->np.ndarray: # Indices of images
+    'The images in `mask`, most confident first; a `CifarFastError` if there is none'
     check_value(n is None or n>=1, 'the number of images', n, '1 or more')
     idx = np.flatnonzero(mask)
     if not len(idx): raise CifarFastError(f'no {what} image among {len(mask):,}: there is nothing to show')
@@ -174,36 +177,24 @@ def mistakes(self:Predictions,
     n:int=None # At most this many; None: all
 )->np.ndarray: # Indices of images
     'The misclassified images, most confident first; a `CifarFastError` if there is none'
-    return self._surest(~self.correct, 'misclassified', n)
-
-@patch
-def hits(self:Predictions,
-    n:int=None # At most this many; None: all
-)->np.ndarray: # Indices of images
-    'The correctly classified images, most confident first; a `CifarFastError` if there is none'
-    return self._surest(self.correct, 'correctly classified', n)
+    return self.most_confident(~self.correct, n, 'misclassified')
 
 # %% ../nbs/15_interpret.ipynb #2fb6bcf7
-def _class_number(vocab, c):
-    'The number of the class `c`'
+def class_number(
+    vocab:list, # The names of the classes
+    c:int|str   # Name or number
+)->int: # From 0
+    'The number of a class; a `CifarFastError` with the near names if there is no such class'
     if isinstance(c, str): return vocab.index(choose(c, vocab, 'class'))
     if not 0<=c<len(vocab): raise CifarFastError(f'class {c} is out of range: there are {len(vocab)} classes, 0 to {len(vocab)-1}')
     return int(c)
-
-# %% ../nbs/15_interpret.ipynb #e91704ac
-@patch
-def class_number(self:Predictions,
-    c:int|str # Name or number
-)->int: # From 0
-    'The number of a class; a `CifarFastError` with the near names if there is no such class'
-    return _class_number(self.vocab, c)
 
 # %% ../nbs/15_interpret.ipynb #51e2a59c
 @patch
 def top_k_accuracy(self:Predictions,
     k:int # How many guesses
-)->float: # A share, 0…1
-    'The share of images whose actual class is among the `k` likeliest'
+)->float: # 0…1
+    'The fraction of images whose actual class is among the `k` likeliest'
     check_value(1<=k<=len(self.vocab), 'the number of guesses', k, f'1 to {len(self.vocab)}')
     ranked = np.argsort(-self.logits, axis=1, kind='stable')
     return float((ranked[:,:k]==self.targs[:,None]).any(1).mean())
@@ -216,13 +207,11 @@ def calibration(self:Predictions,
     'How often the net is right, against how sure it is'
     check_value(bins>=1, 'the number of bins', bins, '1 or more')
     edges = np.linspace(0, 1, bins+1)
-    where = np.digitize(self.confidence, edges[1:-1], right=True)
-    rows = []
-    for i in np.unique(where):
-        m = where==i
-        rows.append(dict(low=float(edges[i]), high=float(edges[i+1]), count=int(m.sum()), confidence=float(self.confidence[m].mean()),
-                         accuracy=float(self.correct[m].mean())))
-    return rows,sum(r['count']*abs(r['accuracy']-r['confidence']) for r in rows)/len(self)
+    acc,conf = calibration_curve(self.correct, self.confidence, n_bins=bins)
+    at,count = np.unique(np.digitize(self.confidence, edges[1:-1], right=True), return_counts=True)
+    names,cols = ('low','high','count','confidence','accuracy'),(edges[at],edges[at+1],count,conf,acc)
+    rows = [dict(zip(names, o)) for o in zip(*[c.tolist() for c in cols])]
+    return rows,float(count@np.abs(acc-conf)/len(self))
 
 # %% ../nbs/15_interpret.ipynb #39fb2556
 @patch
@@ -231,7 +220,7 @@ def summary(self:Predictions
     'The run in a few numbers'
     n,wrong = len(self),int((~self.correct).sum())
     rows = [('accuracy',f'{self.accuracy:.2%}'), ('cross-entropy',f'{self.losses.mean():.4f}')]
-    rows += [(f'right among the first {k}', f'{self.top_k_accuracy(k):.2%}') for k in (2,5) if len(self.vocab)>k]
+    rows += [(f'top-{k} accuracy', f'{self.top_k_accuracy(k):.2%}') for k in (2,5) if len(self.vocab)>k]
     return rows + [('mistakes',f'{wrong:,} of {n:,}'), ('expected calibration error',f'{self.calibration()[1]:.2%}')]
 
 # %% ../nbs/15_interpret.ipynb #2fb760b7
@@ -258,7 +247,7 @@ def plot_per_class(
     for k,marker,label in (('precision','>','precision'),('recall','<','recall'),('f1','o','F1')):
         ax.scatter([r[k] for r in rows], y, s=30 if n<=20 else 12, marker=marker, label=label, zorder=2)
     ax.set_yticks(y, [r['class'] for r in rows], size=9 if n<=20 else 6)
-    ax.set(xlabel='share', title=f'Each class, sorted by F1 (mean {np.mean([r["f1"] for r in rows]):.3f})', ylim=(-.6,n-.4))
+    ax.set(xlabel='fraction', title=f'Each class, sorted by F1 (mean {np.mean([r["f1"] for r in rows]):.3f})', ylim=(-.6,n-.4))
     ax.grid(alpha=.3)
     ax.legend(fontsize=8)
     return ax
@@ -298,15 +287,14 @@ def plot_confusion(
 @patch
 def most_confused(self:Predictions,
     n:int=None # At most this many; None: all
-)->list: # One dict a pair: actual, predicted, count, share (of the actual class's images)
+)->list: # One dict a pair: actual, predicted, count, fraction (of the actual class's images)
     'The pairs of classes that are confused, most frequent first; a `CifarFastError` if there is none'
     check_value(n is None or n>=1, 'the number of pairs', n, '1 or more')
-    counts = self.confusion()
-    support = counts.sum(1)
+    counts,support = self.confusion(),np.bincount(self.targs, minlength=len(self.vocab))
     np.fill_diagonal(counts, 0)
     if not counts.any(): raise CifarFastError(f'no misclassified image among {len(self):,}: no classes are confused')
     flat = np.argsort(-counts, axis=None, kind='stable')[:np.count_nonzero(counts)][:n]
-    return [dict(actual=self.vocab[i], predicted=self.vocab[j], count=int(counts[i,j]), share=float(counts[i,j]/support[i]))
+    return [dict(actual=self.vocab[i], predicted=self.vocab[j], count=int(counts[i,j]), fraction=float(counts[i,j]/support[i]))
             for i,j in zip(*np.unravel_index(flat, counts.shape))]
 
 # %% ../nbs/15_interpret.ipynb #2ba5a014
@@ -320,8 +308,8 @@ def plot_confused_pairs(
     rows = preds.most_confused(n)
     if ax is None: ax = plt.subplots(figsize=ifnone(figsize, (6.5,1.1+.27*len(rows))), layout='constrained')[1]
     bars = ax.barh([f"{r['actual']} taken for {r['predicted']}" for r in rows], [r['count'] for r in rows], color='tab:red', alpha=.8)
-    ax.bar_label(bars, [f" {r['count']:,} ({r['share']:.1%})" for r in rows], size=8)
-    ax.set(xlabel='images (and share of the actual class)', title='Most confused pairs')
+    ax.bar_label(bars, [f" {r['count']:,} ({r['fraction']:.1%})" for r in rows], size=8)
+    ax.set(xlabel='images (and fraction of the actual class)', title='Most confused pairs')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.margins(x=.2)
     ax.invert_yaxis()
@@ -342,7 +330,7 @@ def plot_reliability(
     ax.bar(mid, acc, .96/bins, color='tab:blue', alpha=.6, label='right answers')
     ax.bar(mid, conf-acc, .96/bins, acc, fill=False, edgecolor='tab:red', hatch='///', label='gap to the confidence')
     ax.plot([0,1], [0,1], '--', color='k', lw=1, label='calibrated')
-    ax.set(xlim=(0,1), ylim=(0,1), ylabel='share of right answers', title=f'Expected calibration error {ece:.2%} ({bins} bins)')
+    ax.set(xlim=(0,1), ylim=(0,1), ylabel='fraction of right answers', title=f'Expected calibration error {ece:.2%} ({bins} bins)')
     ax.legend(loc='upper left', fontsize=8)
     hist.bar(mid, count, .96/bins, color='.6')
     hist.set(xlim=(0,1), ylabel='images', xlabel='confidence in the predicted class')
@@ -361,7 +349,7 @@ def plot_probs(
     probs,vocab = np.asarray(probs),list(vocab)
     if probs.shape!=(len(vocab),): raise CifarFastError(f'probabilities of shape {probs.shape}, but {len(vocab)} class names')
     if not ((0<=probs)&(probs<=1)).all(): raise CifarFastError('these are no probabilities: each has to be a number from 0 to 1')
-    if actual is not None: actual = _class_number(vocab, actual)
+    if actual is not None: actual = class_number(vocab, actual)
     said,*rest = np.argsort(-probs, kind='stable').tolist()
     shown = [said,*rest[:n-1]]
     if actual not in (None,*shown): shown.append(actual)

@@ -4,70 +4,22 @@
 
 # %% ../nbs/20_report.ipynb #d5fcac30
 from __future__ import annotations
-from .core import *
-import base64,dataclasses,io,json,shlex,statistics
-from contextlib import suppress
-from pathlib import Path
+from .core import CifarFastError,atomic_write
+import base64,io,json,shlex
 from fastai.basics import *
 from PIL import Image
 from fastcore.xml import ft,to_xml,Html,NotStr
 from fastprogress.fastprogress import progress_bar
-from .data import *
-from .loaders import *
-from .summary import *
+from .summary import model_summary
 from .runs import *
-from .gradcam import *
-from .localization import *
+from .localization import plot_cam_localization
 from .interpret import *
 from .gallery import *
 from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['result_rows', 'repeat_command', 'run_predictions', 'report_run', 'compare_table', 'find_runs', 'compare_runs']
-
-# %% ../nbs/20_report.ipynb #80ea33c5
-_shown = dict(test_accuracy='test accuracy, last epoch', tta_accuracy='the same with test-time augmentation', test_loss='test loss, last epoch',
-              valid_accuracy='validation accuracy, last epoch',
-              best_valid_accuracy='validation accuracy, best epoch', best_epoch='best epoch, by validation',
-              best_test_accuracy='test accuracy of that epoch', epochs='epochs', train_seconds='training time',
-              images_per_second='training speed')
-_units = dict(train_seconds=' s', images_per_second=' images/s')
-
-def _show(value, key):
-    'A figure as a person would write it'
-    if key.endswith('accuracy'): return f'{value:.2%}'
-    return format(value, dict(train_seconds=',.0f', images_per_second=',.0f', test_loss='.4f').get(key, '')) + _units.get(key, '')
-
-def _show_truth(r): return f"{r['energy_on_object']:.1%} of the heat, {r['pointing']:.1%} of the maxima"
-
-# %% ../nbs/20_report.ipynb #5e1623e7
-def result_rows(
-    run:Run # A finished run
-)->list: # Pairs of label and value
-    'What came out, as a table to print'
-    c,results = run.config,run_results(run)
-    data = f"{c['data']['name']}, {c['data']['train']:,} training and {c['data']['test']:,} test images"
-    how = ', '.join([c['precision'], f"{c.get('pipeline', 'item')} pipeline", *[k for k in ('compile','graph') if c.get(k)]])
-    rows = [('recipe', f"{c['recipe']['name']}, seed {c['seed']}, {how}"), ('data', data)]
-    rows += [(label, _show(results[k], k)) for k,label in _shown.items() if k in results]
-    for r in results.get('cam_localization', []): rows.append((f"Grad-CAM on the shape, {r['who']}", _show_truth(r)))
-    return rows
-
-# %% ../nbs/20_report.ipynb #83de2ae1
-def _fewest(base, recipe):
-    'As few of the values of `recipe` as make it of `base`'
-    changed = {k: v for k,v in vars(recipe).items() if k not in ('name','about','notes') and v is not None}
-    for k in reversed(list(changed)):
-        fewer = {o: v for o,v in changed.items() if o!=k}
-        with suppress(CifarFastError):
-            if base.replace(**fewer)==recipe: changed = fewer
-    return changed
-
-# %% ../nbs/20_report.ipynb #5c41d624
-def _literals(values):
-    'Values as `--set` reads them; with double quotes, as the shell will put single ones around them'
-    return ','.join(f'{k}={v!r}' for k,v in values.items()).replace("'", '"')
+__all__ = ['repeat_command', 'report_run', 'compare_runs']
 
 # %% ../nbs/20_report.ipynb #c292112d
 def repeat_command(
@@ -77,16 +29,14 @@ def repeat_command(
     c,recipe = run.config,run_recipe(run)
     base = recipes.get(recipe.name)
     if base is None: return f'# {recipe.name} is no recipe of this version: train_recipe(Recipe(**config["recipe"]), …) in Python'
-    recipe = dataclasses.replace(recipe, about=base.about, notes=base.notes)
-    changed = _fewest(base, recipe)
+    def other(than): return {k: v for k,v in vars(recipe).items() if k not in ('name','about','notes') and v!=getattr(than, k)}
+    changed = other(base)
+    changed |= other(base.replace(**changed))  # what would follow and did not
+    changed |= {k: c[k] for k in ('seed','valid_pct','num_workers') if c[k]}
     words = ['cifar_fast_train','--recipe',recipe.name]
-    if 'data' in changed: words += ['--data',changed.pop('data')]
-    if 'model_args' in changed: words += ['--model_args',_literals(changed.pop('model_args'))]
-    if changed: words += ['--set',_literals(changed)]
-    for k in ('seed','valid_pct','num_workers'):
-        if c[k]: words += [f'--{k}',c[k]]
-    words += ['--pipeline',c.get('pipeline', 'item'), *[f'--{k}' for k in ('compile','graph') if c.get(k)]]
-    return shlex.join([*map(str, words), '--precision',c['precision']])
+    for k,v in changed.items(): words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
+    flags = [f'--{k}' for k in ('compile','graph') if c.get(k)]
+    return shlex.join([*words, '--pipeline', c.get('pipeline', 'item'), *flags, '--precision', c['precision']])
 
 # %% ../nbs/20_report.ipynb #3ca04c9b
 _theme = '''
@@ -132,128 +82,81 @@ def _page(title, *body):
             ft('title', title), ft('style', NotStr(_css))]
     return to_xml(Html(ft('head', *head), ft('body', *body), lang='en'), indent=False)
 
-# %% ../nbs/20_report.ipynb #d04594aa
-def _fewer_colors(png):
-    'The picture in 256 colours, which takes a third of the bytes'
-    small = io.BytesIO()
-    Image.open(png).convert('RGB').quantize(256).save(small, format='png', optimize=True)
-    return small
-
-# %% ../nbs/20_report.ipynb #b94e81ad
+# %% ../nbs/20_report.ipynb #826b115b
 def _picture(
-    axs,            # Whatever a plotting function gave
     caption:str,    # What there is to see
+    draw,           # A plotting function, which gives axes
+    *args,          # What to call it with
     chart:bool=True,# Lines and text (inverted in the dark), or photographs?
-    dpi:int=90      # Dots per inch
+    dpi:int=90,     # Dots per inch
+    **kwargs        # What to call it with
 ):
-    'The figure that `axs` belong to as an element of the page'
-    fig = np.ravel(np.array(axs, dtype=object))[0].figure.canvas.figure
-    png = io.BytesIO()
+    'What `draw` draws as an element of the page'
+    try: axs = draw(*args, **kwargs)
+    except CifarFastError as e: return ft('p', str(e), cls='soft')
+    fig,png = np.ravel(np.array(axs, dtype=object))[0].figure.canvas.figure,io.BytesIO()
     fig.savefig(png, format='png', dpi=dpi, facecolor='white', bbox_inches='tight')
     plt.close(fig)
-    if not chart: png = _fewer_colors(png)
+    if not chart:
+        im,png = Image.open(png).convert('RGB').quantize(256),io.BytesIO()
+        im.save(png, format='png', optimize=True)
     src = 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode()
     return ft('figure', ft('img', src=src, alt=caption, cls='chart' if chart else None, void_=True), ft('figcaption', caption))
 
-# %% ../nbs/20_report.ipynb #dc3844ae
-def run_predictions(
-    run:Run,           # A finished run
-    learn:Learner,     # Its learner; see `run_learner`
-    images:ImageArrays # Its data; see `run_images`
-)->Predictions: # Of the test set, by the weights of the last epoch
-    'The predictions that the training left in the run folder, or new ones'
-    path = run/'predictions.safetensors'
-    if not path.exists(): Predictions.from_learner(learn, 2 if run.config['valid_pct'] else 1).save(path)
-    return Predictions.load(path, images.vocab, images.test_x)
-
 # %% ../nbs/20_report.ipynb #f127c4f5
-_photo = partial(_picture, chart=False)
-
-def _training(run, learn, images):
-    'How it was trained'
+def _pictures(run, learn, images, preds):
+    'Headings, and for each the functions that draw the pictures under it'
+    def chart(*args): return partial(_picture, *args)
+    def photo(*args, **kwargs): return partial(_picture, *args, chart=False, **kwargs)
     def batch():
         learn.dls.train.show_batch(max_n=16, figsize=(7,7))
         return plt.gcf().axes
-    return [lambda: _photo(plot_classes(images.train_x, images.train_y, images.vocab), 'Training images of each class'),
-            lambda: _picture(plot_curves(run.read_table('history.csv')), 'Loss and accuracy of every epoch, averaged over all its images'),
-            lambda: _picture(plot_schedule(run.read_table('steps.csv')), 'The learning rate of every step'),
-            lambda: _photo(batch(), 'Training images as the net sees them, augmented')]
-
-# %% ../nbs/20_report.ipynb #8c73b009
-def _answers(preds):
-    'How often it is right, and how sure'
-    def per_class():
-        rows = [[r['class'], *[f'{r[k]:.3f}' for k in ('precision','recall','f1')], r['support']] for r in preds.per_class()]
-        return _table(rows, ['class','precision','recall','F1','images'], numbers=range(1, 5))
-    return [lambda: _table(preds.summary()), per_class,
-            lambda: _picture(plot_per_class(preds), 'Precision, recall and F1 of each class'),
-            lambda: _picture(plot_confusion(preds), 'Confusion matrix: images of each class (rows) by what they were taken for (columns)'),
-            lambda: _picture(plot_confusion(preds, normalize=True), 'The same as shares of each class'),
-            lambda: _picture(plot_confused_pairs(preds), 'The pairs that are confused most'),
-            lambda: _picture(plot_reliability(preds), 'Calibration: how often the net is right, against how sure it is')]
-
-# %% ../nbs/20_report.ipynb #d01dd4b6
-def _mistakes(preds, learn):
-    'What it takes for something else, and why'
-    return [lambda: _photo(plot_mistakes(preds), 'The mistakes that the net is most confident of'),
-            lambda: _photo(plot_cam_mistakes(preds, learn), 'Grad-CAM of the same mistakes: where the evidence for the predicted class is'),
-            lambda: _photo(plot_cam_layers(preds, learn), 'Grad-CAM at four depths of the net: the maps, and below them over the image',
-                           dpi=80),
-            lambda: _photo(plot_cam_pairs(preds, learn), 'Evidence for the predicted class beside evidence for the actual one')]
-
-# %% ../nbs/20_report.ipynb #c325e96b
-def _hits(preds, learn):
-    'What it is right about'
-    return [lambda: _photo(plot_correct(preds), 'The right answers that the net is most confident of'),
-            lambda: _photo(plot_cam_classes(preds, learn, int(preds.hits(1)[0])), 'One image, and the evidence for each class')]
-
-# %% ../nbs/20_report.ipynb #f3864bf3
-def _truth(run, learn, images):
-    "Where the objects are known: is the heat on them?"
-    def table():
-        rows = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in run_results(run)['cam_localization']]
-        return _table(rows, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2])
-    return [table, lambda: _photo(plot_cam_localization(learn, images),
-                                  'Outlined shapes, and the heat of the trained net and of one with random weights')]
-
-# %% ../nbs/20_report.ipynb #dcfe79a3
-def _net(model, size):
-    'Layers, parameters, receptive field'
-    def table():
-        s = model_summary(model.cpu(), size)
-        head,*rows = s._cells('\u2003')
-        return ft('p', s._total()),_table(rows, head, numbers=[3,4,5])
-    return [table]
-
-# %% ../nbs/20_report.ipynb #92f314a5
-def _again(run):
-    'What it takes to train it once more'
-    c = run.config
-    data = f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}."
-    same = f'{data} On the same machine and versions, a seed repeats its weights.'
-    values = ft('pre', json.dumps(c, indent=1, ensure_ascii=False))
-    return [lambda: ft('pre', repeat_command(run)), lambda: ft('p', same, cls='soft'),
-            lambda: ft('details', ft('summary', 'All values, versions and the machine'), values)]
-
-# %% ../nbs/20_report.ipynb #b5401dea
-def _sections(run, learn, images, preds):
-    'Headings, and for each the functions that draw what stands under it'
-    found,notes = {},run_recipe(run).notes
-    found['Training'] = _training(run, learn, images)
-    found['Right and wrong'] = _answers(preds)
-    found['Mistakes'] = _mistakes(preds, learn)
-    found['Right answers'] = _hits(preds, learn)
-    if 'cam_localization' in run_results(run): found['What it looked at'] = _truth(run, learn, images)
-    found['The net'] = _net(learn.model, preds.images.shape[1])
-    if notes: found['Where the original differs from what it says'] = [lambda: ft('ul', *[ft('li', o) for o in notes])]
-    found['How to repeat it'] = _again(run)
+    found = {'Training': [
+        photo('Training images of each class', plot_classes, images.train_x, images.train_y, images.vocab),
+        chart('Loss and accuracy of every epoch, averaged over all its images', plot_curves, run.read_table('history.csv')),
+        chart('The learning rate of every step', plot_schedule, run.read_table('steps.csv')),
+        photo('Training images as the net sees them, augmented', batch)]}
+    found['Right and wrong'] = [
+        chart('Precision, recall and F1 of each class', plot_per_class, preds),
+        chart('Confusion matrix: images of each class (rows) by what they were taken for (columns)', plot_confusion, preds),
+        chart('The same as per cent of each class', plot_confusion, preds, True),
+        chart('The pairs that are confused most', plot_confused_pairs, preds),
+        chart('Calibration: how often the net is right, against how sure it is', plot_reliability, preds)]
+    found['Mistakes'] = [
+        photo('The mistakes that the net is most confident of', plot_mistakes, preds),
+        photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
+        photo('Grad-CAM at four depths of the net: the maps, and below them over the image', plot_cam_layers, preds, learn, dpi=80),
+        photo('Evidence for the predicted class beside evidence for the actual one', plot_cam_pairs, preds, learn)]
+    found['Right answers'] = [
+        photo('The right answers that the net is most confident of', plot_correct, preds),
+        photo('One image, and the evidence for each class', lambda: plot_cam_classes(preds, learn, preds.most_confident(preds.correct)[0]))]
+    if 'cam_localization' in run_results(run): found['What it looked at'] = [
+        photo('Outlined shapes, and the heat of the trained net and of one with random weights', plot_cam_localization, learn, images)]
     return found
 
-# %% ../nbs/20_report.ipynb #248c0470
-def _or_why(draw):
-    'What `draw` gives, or the sentence that says why there is nothing'
-    try: return draw()
-    except CifarFastError as e: return ft('p', str(e), cls='soft')
+# %% ../nbs/20_report.ipynb #8c73b009
+def _tables(run, model, preds):
+    'Headings, and for each the tables and texts under it'
+    c,results,notes = run.config,run_results(run),run_recipe(run).notes
+    classes = [[r['class'], *[f'{r[k]:.3f}' for k in ('precision','recall','f1')], r['support']] for r in preds.per_class()]
+    net = model_summary(model.cpu(), preds.images.shape[1])
+    head,*layers = net._cells('\u2003')
+    repeats = f"A seed repeats initial weights, order and augmentation; the convolutions of the {c['device']} do not repeat to the bit."
+    if ' cpu, ' in c['device']: repeats = 'On the same machine and versions, a seed repeats its weights to the bit.'
+    parts = {'Training': [],
+             'Right and wrong': [_table(preds.summary()),
+                                 _table(classes, ['class','precision','recall','F1','images'], numbers=range(1, 5))],
+             'Mistakes': [], 'Right answers': []}
+    if 'cam_localization' in results:
+        rows = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results['cam_localization']]
+        parts['What it looked at'] = [_table(rows, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2])]
+    parts['The net'] = [ft('p', net._total()), _table(layers, head, numbers=[3,4,5])]
+    if notes: parts['Where the original differs from what it says'] = [ft('ul', *[ft('li', o) for o in notes])]
+    parts['How to repeat it'] = [
+        ft('pre', repeat_command(run)),
+        ft('p', f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. {repeats}", cls='soft'),
+        ft('details', ft('summary', 'All values, versions and the machine'), ft('pre', json.dumps(c, indent=1, ensure_ascii=False)))]
+    return parts
 
 # %% ../nbs/20_report.ipynb #e546df95
 def report_run(
@@ -261,16 +164,15 @@ def report_run(
     quiet:bool=False # No progress bar
 )->Path: # The page
     'Write `report.html` into the folder of `run`'
-    rows = result_rows(run)
+    rows,c = result_rows(run),run.config
     images = run_images(run)
     learn = run_learner(run, images)
     with learn.no_bar(), learn.no_logging():
         preds = run_predictions(run, learn, images)
-        sections = _sections(run, learn, images, preds)
-        draws = [(title,draw) for title,draws in sections.items() for draw in draws]
-        parts = {title: [] for title in sections}
-        for title,draw in progress_bar(draws, display=not quiet): parts[title] += L(_or_why(draw))
-    c = run.config
+        draws = [(title,draw) for title,draws in _pictures(run, learn, images, preds).items() for draw in draws]
+        drawn = [(title,draw()) for title,draw in progress_bar(draws, display=not quiet)]
+    parts = _tables(run, learn.model, preds)
+    for title,picture in drawn: parts[title].append(picture)
     lead = f"{c['recipe']['name']} on {c['data']['name']}"
     body = [ft('header', ft('p', f'cifar_fast run {run.path.resolve().name}', cls='soft'), ft('h1', lead),
                ft('p', f'{preds.accuracy:.2%}', cls='lead'),
@@ -280,73 +182,23 @@ def report_run(
     with atomic_write(run/'report.html') as tmp: tmp.write_text(_page(lead, *body), encoding='utf-8')
     return run/'report.html'
 
-# %% ../nbs/20_report.ipynb #953b0a1e
-def _experiment(run):
-    'What makes two runs repetitions of one another: all but the seed'
-    c = run.config
-    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes')}
-    return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid']], sort_keys=True)
-
-# %% ../nbs/20_report.ipynb #8d41b491
-def compare_table(
-    runs:list # Finished runs
-)->list: # One dict an experiment
-    'Mean and standard deviation (n-1) of the test accuracy of each experiment'
-    groups = groupby(L(runs), _experiment)
-    rows = []
-    for same in groups.values():
-        res = [run_results(r) for r in same]
-        accs = [o['test_accuracy'] for o in res]
-        c = same[0].config
-        rows.append(dict(recipe=c['recipe']['name'], data=c['data']['name'], fingerprint=c['data']['fingerprint'],
-                         epochs=res[0]['epochs'], n=len(same),
-                         mean=statistics.mean(accs), sd=statistics.stdev(accs) if len(accs)>1 else None,
-                         seconds=statistics.mean(o['train_seconds'] for o in res), runs=same))
-    return rows
-
-# %% ../nbs/20_report.ipynb #53e4bf66
-def find_runs(
-    paths:list # Folders of runs, or folders that hold such folders
-)->L: # Finished runs
-    'The runs at `paths`'
-    found = L()
-    for p in map(Path, L(paths)):
-        inner = sorted(o.parent for o in p.glob('*/config.json')) if p.is_dir() and not (p/'config.json').exists() else []
-        found += [Run(o) for o in inner or [p]]
-    for r in found: run_results(r)
-    return found
-
 # %% ../nbs/20_report.ipynb #b4273068
-def _differences(rows):
-    'Values of the recipes that are not the same everywhere: (name, one value a row)'
-    rs = [run_recipe(row['runs'][0]) for row in rows]
-    cols = [(f.name, [getattr(r, f.name) for r in rs]) for f in dataclasses.fields(Recipe) if f.name not in ('name','about','notes','data')]
-    return [(k,vs) for k,vs in cols if any(v!=vs[0] for v in vs)]
+def _comparison(rows):
+    'The table of experiments, with the values of the recipes that are not the same everywhere'
+    values = [{k: v for k,v in vars(run_recipe(r['runs'][0])).items() if k not in ('name','about','notes','data')} for r in rows]
+    differ = [k for k in values[0] if any(o[k]!=values[0][k] for o in values)]
+    def cells(r, vs):
+        acc = f"{r['mean']:.2%}" + (f" ± {r['sd']:.2%}" if r['sd'] is not None else '')
+        return [r['recipe'],r['data'],acc,r['n'],r['epochs'],f"{r['seconds']:,.0f} s",*[vs[k] for k in differ]]
+    head = ['recipe','data','test accuracy, last epoch','runs','epochs','training time',*differ]
+    return _table([cells(*o) for o in zip(rows, values)], head, numbers=[2,3,4,5])
 
 # %% ../nbs/20_report.ipynb #a21e6c23
 def _side_by_side(rows):
     'Grad-CAM of the first run of each of the first two experiments'
     a,b = [row['runs'][0] for row in rows[:2]]
     images = run_images(a)
-    learns = [run_learner(r, images) for r in (a,b)]
-    axs = plot_cam_compare(*learns, images.test_x, images.test_y, names=(a.path.name,b.path.name))
-    return _photo(sum(axs, []), f'One image of each class, and the evidence for what {a.path.name} and {b.path.name} take it for')
-
-# %% ../nbs/20_report.ipynb #4bca45d4
-def _overlaid(runs, labels):
-    'The curves of all runs on one pair of axes'
-    axs = None
-    for run,label in zip(runs, labels): axs = plot_curves(run.read_table('history.csv'), axs, label=label)
-    return axs
-
-# %% ../nbs/20_report.ipynb #44a8a98a
-def _rows_of(rows, differ):
-    'The table of experiments'
-    def cells(i, r):
-        acc = f"{r['mean']:.2%}" + (f" ± {r['sd']:.2%}" if r['sd'] is not None else '')
-        return [r['recipe'],r['data'],acc,r['n'],r['epochs'],f"{r['seconds']:,.0f} s",*[vs[i] for _,vs in differ]]
-    head = ['recipe','data','test accuracy, last epoch','runs','epochs','training time',*[k for k,_ in differ]]
-    return _table([cells(i, r) for i,r in enumerate(rows)], head, numbers=[2,3,4,5])
+    return sum(plot_cam_compare(*[run_learner(r, images) for r in (a,b)], images.test_x, images.test_y, (a.path.name,b.path.name)), [])
 
 # %% ../nbs/20_report.ipynb #5d33de98
 def compare_runs(
@@ -354,15 +206,18 @@ def compare_runs(
     out:str|Path='compare.html'   # The page
 )->Path: # The page
     'Write a page that compares `runs`'
-    out,runs = Path(out),L(runs)
+    out,runs,axs = Path(out),L(runs),None
     if out.suffix!='.html' or out.is_dir(): raise CifarFastError(f'{out}: give the name of a page that ends in .html')
     rows = compare_table(runs)
-    several = len({r['fingerprint'] for r in rows})>1
-    body = [ft('h1', f'{len(runs)} runs'), _rows_of(rows, _differences(rows)),
+    body = [ft('h1', f'{len(runs)} runs'), _comparison(rows),
             ft('p', '± is the standard deviation of single runs (n-1); where one run stands alone there is none.', cls='soft')]
-    if several: body.append(ft('p', ft('strong', 'The runs are not all on the same data: figures on different data must not be compared.')))
-    body += [_picture(_overlaid(runs, [r.path.name for r in runs]), 'Loss and accuracy of every epoch')]
-    if len(rows)>1 and rows[0]['fingerprint']==rows[1]['fingerprint']: body += L(_or_why(lambda: _side_by_side(rows)))
+    if len({r['fingerprint'] for r in rows})>1:
+        body.append(ft('p', ft('strong', 'The runs are not all on the same data: figures on different data must not be compared.')))
+    for r in runs: axs = plot_curves(r.read_table('history.csv'), axs, label=r.path.name)
+    body.append(_picture('Loss and accuracy of every epoch', lambda: axs))
+    if len(rows)>1 and rows[0]['fingerprint']==rows[1]['fingerprint']:
+        names = ' and '.join(r['runs'][0].path.name for r in rows[:2])
+        body.append(_picture(f'One image of each class, and the evidence for what {names} take it for', _side_by_side, rows, chart=False))
     body += [ft('h2', 'The runs'), ft('ul', *[ft('li', f"{r.path}: {run_results(r)['test_accuracy']:.2%}") for r in runs])]
     with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), encoding='utf-8')
     return out

@@ -5,7 +5,7 @@
 # %% ../nbs/11_runs.ipynb #13105b96
 from __future__ import annotations
 from .core import *
-import json
+import json,statistics
 from fastai.basics import *
 from fastai.callback.tracker import SaveModelCallback
 from torch import nn
@@ -15,7 +15,8 @@ from .learner import *
 from .tricks import *
 
 # %% auto #0
-__all__ = ['save_weights', 'load_weights', 'check_free', 'Run', 'run_results', 'random_states', 'Checkpoint']
+__all__ = ['result_labels', 'save_weights', 'load_weights', 'check_free', 'Run', 'run_results', 'result_rows', 'experiment',
+           'find_runs', 'compare_table', 'random_states', 'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
 def save_weights(
@@ -115,6 +116,62 @@ def run_results(
     try: return json.loads((run/'results.json').read_text())
     except FileNotFoundError: raise CifarFastError(f'{run.path} is not finished: cifar_fast_train --resume {run.path}') from None
     except ValueError as e: raise CifarFastError(f"{run/'results.json'} is damaged: {e}") from None
+
+# %% ../nbs/11_runs.ipynb #80ea33c5
+result_labels = dict(test_accuracy=('test accuracy, last epoch','{:.2%}'), tta_accuracy=('the same with test-time augmentation','{:.2%}'),
+              test_loss=('test loss, last epoch','{:.4f}'), valid_accuracy=('validation accuracy, last epoch','{:.2%}'),
+              best_valid_accuracy=('validation accuracy, best epoch','{:.2%}'), best_epoch=('best epoch, by validation','{}'),
+              best_test_accuracy=('test accuracy of that epoch','{:.2%}'), epochs=('epochs','{}'),
+              train_seconds=('training time','{:,.0f} s'), images_per_second=('training speed','{:,.0f} images/s'))
+
+# %% ../nbs/11_runs.ipynb #5e1623e7
+def result_rows(
+    run:Run # A finished run
+)->list: # Pairs of label and value
+    'What came out of `run`, as a table to print'
+    c,results = run.config,run_results(run)
+    data = f"{c['data']['name']}, {c['data']['train']:,} training and {c['data']['test']:,} test images"
+    how = ', '.join([c['precision'], f"{c.get('pipeline', 'item')} pipeline", *[k for k in ('compile','graph') if c.get(k)]])
+    rows = [('recipe', f"{c['recipe']['name']}, seed {c['seed']}, {how}"), ('data', data)]
+    rows += [(label, form.format(results[k])) for k,(label,form) in result_labels.items() if k in results]
+    return rows + [(f"Grad-CAM on the shape, {r['who']}", f"{r['energy_on_object']:.1%} of the heat, {r['pointing']:.1%} of the maxima")
+                   for r in results.get('cam_localization', [])]
+
+# %% ../nbs/11_runs.ipynb #e3505876
+def experiment(
+    run:Run # A run
+)->str: # The same for runs that are repetitions of one another
+    'What makes two runs repetitions of one another: all but the seed'
+    c = run.config
+    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes')}
+    return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct']], sort_keys=True)
+
+# %% ../nbs/11_runs.ipynb #53e4bf66
+def find_runs(
+    paths:list # Folders of runs, or folders that hold such folders
+)->L: # Finished runs
+    'The runs at `paths`'
+    found = L()
+    for p in map(Path, L(paths)):
+        inner = sorted(o.parent for o in p.glob('*/config.json')) if p.is_dir() and not (p/'config.json').exists() else []
+        found += [Run(o) for o in inner or [p]]
+    for r in found: run_results(r)
+    return found
+
+# %% ../nbs/11_runs.ipynb #8d41b491
+def compare_table(
+    runs:list # Finished runs
+)->list: # One dict an experiment
+    'Mean and standard deviation (n-1) of the test accuracy of each experiment'
+    rows = []
+    for same in groupby(L(runs), experiment).values():
+        c,res = same[0].config,[run_results(r) for r in same]
+        accs = [o['test_accuracy'] for o in res]
+        rows.append(dict(recipe=c['recipe']['name'], data=c['data']['name'], fingerprint=c['data']['fingerprint'],
+                         epochs=res[0]['epochs'], n=len(same),
+                         mean=statistics.mean(accs), sd=statistics.stdev(accs) if len(accs)>1 else None,
+                         seconds=statistics.mean(o['train_seconds'] for o in res), runs=same))
+    return rows
 
 # %% ../nbs/11_runs.ipynb #3b6c406d
 def random_states()->dict: # Containers, numbers and tensors; `set_random_states(**states)` restores them

@@ -21,7 +21,8 @@ from .recipes import *
 
 # %% auto #0
 __all__ = ['recipe_learner', 'recipe_opt', 'recipe_cbs', 'train_args', 'run_config', 'run_recipe', 'run_model', 'run_images',
-           'run_learner', 'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run', 'mean_sd', 'train_seeds']
+           'run_learner', 'run_predictions', 'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run', 'mean_sd',
+           'train_seeds']
 
 # %% ../nbs/19_train.ipynb #6f4f8446
 def recipe_learner(
@@ -148,6 +149,17 @@ def run_learner(
     learn = recipe_learner(recipe, images or run_images(run), device=device, **how)
     if trained: load_weights(learn.model, run/'model.safetensors')
     return learn
+
+# %% ../nbs/19_train.ipynb #dc3844ae
+def run_predictions(
+    run:Run,           # A finished run
+    learn:Learner,     # Its learner; see `run_learner`
+    images:ImageArrays # Its data; see `run_images`
+)->Predictions: # Of the test set, by the weights of the last epoch
+    'The predictions that the training left in the run folder, or new ones'
+    path = run/'predictions.safetensors'
+    if not path.exists(): Predictions.from_learner(learn, 2 if run.config['valid_pct'] else 1).save(path)
+    return Predictions.load(path, images.vocab, images.test_x)
 
 # %% ../nbs/19_train.ipynb #34257dc5
 @patch

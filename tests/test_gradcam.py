@@ -257,6 +257,15 @@ def test_the_model_is_as_before_after_an_error(net, x, error):
     with pytest.raises(type(error)): grad_cam(net, x[:2], ['layer1','res2'])
     assert state(net)==before
 
+def test_images_go_to_the_device_of_the_model(net, x):
+    "A model on another device than the images: `meta` stands in for a GPU, and the model says where its input is"
+    class Where(nn.Module):
+        def forward(self, x): raise ZeroDivisionError(x.device)
+    net.layer3.act = Where()
+    net.to('meta')
+    with pytest.raises(ZeroDivisionError, match='meta'): grad_cam(net, x[:2], 'layer1')
+    with pytest.raises(ZeroDivisionError, match='meta'): cam_layers(net, x[:2])
+
 def test_nothing_piles_up(net, x):
     "A hundred calls leave no hook and no tensor"
     def tensors(): return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())

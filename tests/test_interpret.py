@@ -5,10 +5,11 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt,numpy as np,pytest,torch,torch.nn.functional as F
 from fastai.basics import Callback,get_random_states,set_seed
 from sklearn.metrics import classification_report,log_loss,top_k_accuracy_score
+from sklearn.calibration import calibration_curve
 from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
-from cifar_fast.interpret import (Predictions,plot_confused_pairs,plot_confusion,plot_curves,plot_per_class,plot_probs,plot_reliability,
-                                  plot_schedule,raw_images)
+from cifar_fast.interpret import (Predictions,class_number,plot_confused_pairs,plot_confusion,plot_curves,plot_per_class,plot_probs,
+                                  plot_reliability,plot_schedule,raw_images)
 from cifar_fast.learner import cifar_learner
 from cifar_fast.loaders import cifar_dls,image_batch
 from cifar_fast.models import resnet9
@@ -116,7 +117,9 @@ def test_metrics_against_sklearn(c):
         want = [report[r['class']][k] for k in ('precision','recall','f1-score','support')]
         assert [r[k] for k in ('precision','recall','f1','support')]==pytest.approx(want)
     assert p.losses.mean()==pytest.approx(log_loss(p.targs, p.probs, labels=range(c)))
-    if c>2: assert [p.top_k_accuracy(k) for k in (2,5)]==pytest.approx([top_k_accuracy_score(p.targs, p.logits, k=k, labels=range(c)) for k in (2,5)])
+    assert p.top_k_accuracy(1)==p.accuracy and p.top_k_accuracy(c)==1
+    if c>2: assert [p.top_k_accuracy(k) for k in (2,5)]==pytest.approx([
+        top_k_accuracy_score(p.targs, p.logits, k=k, labels=range(c)) for k in (2,5)])
 
 def test_confusion_by_counting():
     p,want = draw(c=10),np.zeros((10,10), int)
@@ -125,7 +128,7 @@ def test_confusion_by_counting():
     pairs = sorted(((want[i,j],-i,-j) for i in range(10) for j in range(10) if i!=j and want[i,j]), reverse=True)
     got = p.most_confused()
     assert [(r['count'],r['actual'],r['predicted']) for r in got]==[(n,names[-i],names[-j]) for n,i,j in pairs]
-    assert all(r['share']==r['count']/want[names.index(r['actual'])].sum() for r in got) and len(p.most_confused(3))==3
+    assert all(r['fraction']==r['count']/want[names.index(r['actual'])].sum() for r in got) and len(p.most_confused(3))==3
 
 def test_losses_are_torchs():
     p = draw()
@@ -146,6 +149,8 @@ def test_calibration_against_the_definition(bins):
     p = draw(n=700)
     rows,ece = p.calibration(bins)
     assert ece==pytest.approx(ece_by_hand(p.confidence, p.correct, bins))
+    acc,conf = calibration_curve(p.correct, p.confidence, n_bins=bins)
+    assert [r['accuracy'] for r in rows]==pytest.approx(acc) and [r['confidence'] for r in rows]==pytest.approx(conf)
     assert sum(r['count'] for r in rows)==700 and all(r['low']<r['confidence']<=r['high']+1e-9 and r['count'] for r in rows)
 
 def test_calibration_by_hand():
@@ -166,23 +171,23 @@ def test_summary_says_what_is_asked():
     p = draw()
     rows = dict(p.summary())
     assert rows['accuracy']==f'{p.accuracy:.2%}' and rows['mistakes']==f'{(~p.correct).sum()} of 500'
-    assert rows['expected calibration error']==f'{p.calibration()[1]:.2%}' and 'right among the first 5' in rows
-    assert 'right among the first 5' not in dict(draw(c=5).summary())
-    assert 'right among the first 2' not in dict(draw(c=2).summary())
+    assert rows['expected calibration error']==f'{p.calibration()[1]:.2%}' and 'top-5 accuracy' in rows
+    assert 'top-5 accuracy' not in dict(draw(c=5).summary())
+    assert 'top-2 accuracy' not in dict(draw(c=2).summary())
 
 def test_the_most_confident_come_first_and_ties_keep_their_order():
     p = Predictions(np.log([[.8,.2],[.9,.1],[.8,.2],[.1,.9],[.2,.8],[.2,.8]]), [1,1,1,1,1,1], 'ab')
-    assert p.mistakes().tolist()==[1,0,2] and p.mistakes(2).tolist()==[1,0] and p.hits().tolist()==[3,4,5]
+    assert p.mistakes().tolist()==[1,0,2] and p.mistakes(2).tolist()==[1,0] and p.most_confident(p.correct).tolist()==[3,4,5]
     near = Predictions([[20.,0],[30,0],[40,0]], [1,1,1], 'ab')  # all 1.0 in fp32
     assert near.mistakes().tolist()==[2,1,0]
     q = draw()
-    assert (np.diff(q.confidence[q.mistakes()])<=0).all() and set(q.mistakes())|set(q.hits())==set(range(500))
+    assert (np.diff(q.confidence[q.mistakes()])<=0).all() and set(q.mistakes())|set(q.most_confident(q.correct))==set(range(500))
 
 def test_empty_selections():
     right,wrong = Predictions(np.eye(2)[[0,1]*1000], [0,1]*1000, 'ab'),Predictions(np.eye(2), [1,0], 'ab')
     for f in (right.mistakes, right.most_confused, lambda: plot_confused_pairs(right)):
         with pytest.raises(CifarFastError, match='no misclassified image among 2,000'): f()
-    with pytest.raises(CifarFastError, match='no correctly classified image among 2:'): wrong.hits()
+    with pytest.raises(CifarFastError, match='no such image among 2:'): wrong.most_confident(wrong.correct)
 
 # files
 
@@ -220,11 +225,12 @@ def test_what_cannot_be_right_is_refused(logits, targs, vocab, images, message):
 
 def test_bad_arguments():
     p = Predictions(np.eye(3), [0,1,1], ['ant','bee','cat'])
-    assert [p.class_number(o) for o in (2,'cat',np.int64(0))]==[2,2,0]
+    assert [class_number(p.vocab, o) for o in (2,'cat',np.int64(0))]==[2,2,0]
     for c in (3,-1):
-        with pytest.raises(CifarFastError, match='out of range: there are 3 classes, 0 to 2'): p.class_number(c)
-    with pytest.raises(CifarFastError, match="did you mean 'cat'"): p.class_number('cats')
-    bad = lambda: p.mistakes(0),lambda: p.most_confused(0),lambda: p.calibration(0),lambda: p.top_k_accuracy(4),lambda: plot_reliability(p, 0)
+        with pytest.raises(CifarFastError, match='out of range: there are 3 classes, 0 to 2'): class_number(p.vocab, c)
+    with pytest.raises(CifarFastError, match="did you mean 'cat'"): class_number(p.vocab, 'cats')
+    bad = (lambda: p.mistakes(0),lambda: p.most_confused(0),lambda: p.calibration(0),lambda: p.top_k_accuracy(4),
+           lambda: plot_reliability(p, 0))
     for f in bad:
         with pytest.raises(CifarFastError, match='choose'): f()
     for probs,actual,message in (([.5,.5], None, 'but 3 class names'), ([.5,.5,np.nan], None, 'no probabilities'),
