@@ -236,7 +236,7 @@ add_recipe(Recipe('s004', "System 004, Gilf641 (EVA4): the assignment's ResNet-9
     'Says nothing of the optimizer: Nesterov, momentum, weight decay, L1 and the start at a 32nd of the maximum come from its code.')))
 
 # %% ../nbs/18_recipes.ipynb #3cc4d5b4
-add_recipe(Recipe('speedrun', 'Ours for the clock: accurate as the public speed runs in fewer FLOPs, by Muon, whitening, small images first',
+add_recipe(Recipe('speedrun', 'Ours for the clock: as accurate as the public speed runs, in fewer FLOPs: Muon, small images first',
     policy='crop2', model='speed_net', epochs=9, bs=2000, lr=.24, lr_end=0., peak_epoch=0., mom=.6, wd=.11, label_smoothing=.2,
     opt='muon', alternating_flip=True, progressive_resizing=((0,24),(.35,28),(.7,32)), tta=True))
 add_recipe(Recipe('fast', 'Ours for ResNet-9 in a quarter of the FLOPs: eight epochs by Muon, with whitening and progressive resizing',
