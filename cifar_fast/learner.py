@@ -108,7 +108,7 @@ class History(Callback):
         'A new fit starts a new history, unless this one was restored to be continued'
         self.new,self.trained = not self.resumed and not hasattr(self.learn, 'lr_finder'),False
 
-# %% ../nbs/09_learner.ipynb #09399f11
+# %% ../nbs/09_learner.ipynb #4a530b91
 @patch
 def before_epoch(self:History):
     "Show a resumed run's earlier epochs again, with the figures they had"
@@ -140,7 +140,7 @@ def after_batch(self:History):
     self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
     if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
-# %% ../nbs/09_learner.ipynb #9fd3785a
+# %% ../nbs/09_learner.ipynb #1103b7af
 @patch
 def _check(self:History, step, loss):
     if not math.isfinite(loss):
@@ -162,7 +162,7 @@ def after_train(self:History):
     rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
     self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
 
-# %% ../nbs/09_learner.ipynb #344d8893
+# %% ../nbs/09_learner.ipynb #2eac0f44
 @patch
 def after_epoch(self:History):
     'Keep the row'
@@ -228,7 +228,7 @@ class GraphModel(Callback):
         vars(self.model).pop('forward', None)
         self.forwards = {}
 
-# %% ../nbs/09_learner.ipynb #e3d6fced
+# %% ../nbs/09_learner.ipynb #f2f29985
 @patch
 def _record(self:GraphModel):
     'A graph for each shape of batch'
