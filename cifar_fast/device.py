@@ -41,7 +41,7 @@ class BatchTransform(RandTransform):
 
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='params'}  # tensors of the last batch, on its device
 
-# %% ../nbs/04_device.ipynb #8f0c865c
+# %% ../nbs/04_device.ipynb #ea8e8d57
 @patch
 def __call__(self:BatchTransform, b, split_idx=None, **kwargs):
     x,*ys = b if isinstance(b, tuple) else (b,)
@@ -109,7 +109,7 @@ class BatchCrop(BatchTransform):
         if self.middle: return {k: torch.full((n,), r//2, device=device) for k,r in zip(('top','left'), room)}
         return {k: torch.randint(r+1, (n,), device=device) for k,r in zip(('top','left'), room)}
 
-# %% ../nbs/04_device.ipynb #0d34de76
+# %% ../nbs/04_device.ipynb #97001beb
 @patch
 def apply(self:BatchCrop,
     x:Tensor,   # Images, uint8, N×H×W×3
@@ -173,7 +173,7 @@ class BatchCutout(BatchTransform):
         top,left = (torch.randint(s-min(s, self.side)+1, (n,), device=device) for s in (h,w))
         return dict(top=top, left=left, cut=torch.rand(n, device=device)<self.p)
 
-# %% ../nbs/04_device.ipynb #a102a632
+# %% ../nbs/04_device.ipynb #7fdc7853
 @patch
 def apply(self:BatchCutout,
     x:Tensor,    # Images, uint8, N×H×W×3
@@ -258,6 +258,7 @@ def batch_policy(
 # %% ../nbs/04_device.ipynb #c491b343
 class ImageItems(Datasets): 'fastai `Datasets` over `(array, class number)` pairs that are in their final form'
 
+# %% ../nbs/04_device.ipynb #01e60b2c
 class ArrayDL(TfmdDL):
     'Base of loaders of image arrays'
     def get_idxs(self):
@@ -278,6 +279,7 @@ class _Held:
     'The images and labels of a data set, for all loaders of it'
     xs=ys=device=None
 
+# %% ../nbs/04_device.ipynb #1a7020f2
 class DeviceDL(ArrayDL):
     'A `TfmdDL` that keeps all its images, uint8, on the device and makes its batches there'
     def __init__(self,
@@ -290,11 +292,6 @@ class DeviceDL(ArrayDL):
         self._held = _Held()
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
-    def get_idxs(self):
-        'The order of the next pass'
-        self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-        return self.idxs
-
     @delegates(TfmdDL.new)
     def new(self,
         dataset=None, # Another data set; None: the same, and then what is held is shared
@@ -306,8 +303,17 @@ class DeviceDL(ArrayDL):
         if res.dataset is self.dataset and isinstance(res, DeviceDL): res._held = self._held
         return res
 
-    def _one_pass(self): self._n_inp,self._types = 1,{tuple: [TensorImage,TensorCategory]}
-    def __getstate__(self): return {**{k:v for k,v in self.__dict__.items() if k!='idxs'}, '_held': _Held()}
+# %% ../nbs/04_device.ipynb #62bf9c1f
+@patch
+def get_idxs(self:DeviceDL):
+    'The order of the next pass'
+    self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+    return self.idxs
+
+@patch
+def _one_pass(self:DeviceDL): self._n_inp,self._types = 1,{tuple: [TensorImage,TensorCategory]}
+@patch
+def __getstate__(self:DeviceDL): return {**{k:v for k,v in self.__dict__.items() if k!='idxs'}, '_held': _Held()}
 
 # %% ../nbs/04_device.ipynb #7a3e6fa7
 @patch
@@ -341,6 +347,7 @@ def _data(self:DeviceDL):
         h.device = self.device
     return h.xs,h.ys
 
+# %% ../nbs/04_device.ipynb #3faf2680
 @patch
 def _take(self:DeviceDL, t, idxs):
     'The rows `idxs` of `t`, on the device'

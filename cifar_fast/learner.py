@@ -108,7 +108,7 @@ class History(Callback):
         'A new fit starts a new history, unless this one was restored to be continued'
         self.new,self.trained = not self.resumed and not hasattr(self.learn, 'lr_finder'),False
 
-# %% ../nbs/09_learner.ipynb #4a530b91
+# %% ../nbs/09_learner.ipynb #9ee7a6b2
 @patch
 def before_epoch(self:History):
     "Show a resumed run's earlier epochs again, with the figures they had"
@@ -130,6 +130,7 @@ def before_train(self:History):
     self.new,self.resumed,self.trained = False,False,not hasattr(self.learn, 'lr_finder')
     self.done,self.sizes,self.correct,self.start = len(self.steps),[],0,time.perf_counter()
 
+# %% ../nbs/09_learner.ipynb #b2fdd055
 @patch
 def after_batch(self:History):
     'Keep the batch, without waiting for it'
@@ -140,7 +141,7 @@ def after_batch(self:History):
     self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
     if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
-# %% ../nbs/09_learner.ipynb #1103b7af
+# %% ../nbs/09_learner.ipynb #ef040e79
 @patch
 def _check(self:History, step, loss):
     if not math.isfinite(loss):
@@ -162,7 +163,7 @@ def after_train(self:History):
     rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
     self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
 
-# %% ../nbs/09_learner.ipynb #2eac0f44
+# %% ../nbs/09_learner.ipynb #138620a3
 @patch
 def after_epoch(self:History):
     'Keep the row'
@@ -228,7 +229,7 @@ class GraphModel(Callback):
         vars(self.model).pop('forward', None)
         self.forwards = {}
 
-# %% ../nbs/09_learner.ipynb #f2f29985
+# %% ../nbs/09_learner.ipynb #050e6033
 @patch
 def _record(self:GraphModel):
     'A graph for each shape of batch'
