@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # importing albumentations would ask PyPI for its newest version
 import random
+from types import SimpleNamespace
 import cv2
 from torch.utils.data import get_worker_info
 from fastai.vision.all import *
@@ -14,7 +15,7 @@ import albumentations as A  # after fastai, whose star import binds another `A`
 from .core import *
 
 # %% auto #0
-__all__ = ['policies', 'use_global_rng', 'AlbumentationsTransform', 'get_policy', 'plot_policy']
+__all__ = ['item_steps', 'policies', 'use_global_rng', 'AlbumentationsTransform', 'get_policy', 'plot_policy']
 
 # %% ../nbs/03_augment.ipynb #f8f56ac2
 def _strict(aug):
@@ -70,14 +71,6 @@ class AlbumentationsTransform(ItemTransform):
     def __repr__(self): return self.name
     def __getstate__(self): return {**self.__dict__, '_pid': None}
 
-# %% ../nbs/03_augment.ipynb #d049ded7
-@patch
-def _enter_process(self:AlbumentationsTransform):
-    'Tie the pipelines to the generators of this process'
-    use_global_rng(self.train_aug, self.valid_aug)
-    if get_worker_info() is not None: cv2.setNumThreads(0)
-    self._pid = os.getpid()
-
 # %% ../nbs/03_augment.ipynb #44083dee
 @patch
 def augment_array(self:AlbumentationsTransform,
@@ -85,7 +78,10 @@ def augment_array(self:AlbumentationsTransform,
     split_idx:int=None          # 0 for the training pipeline, 1 or None for the other
 )->np.ndarray: # uint8, height x width x 3; `img` itself if there is nothing to do
     'Augment one image, array to array'
-    if self._pid!=os.getpid(): self._enter_process()
+    if self._pid!=os.getpid():
+        use_global_rng(self.train_aug, self.valid_aug)
+        if get_worker_info() is not None: cv2.setNumThreads(0)
+        self._pid = os.getpid()
     aug = self.train_aug if split_idx==0 else self.valid_aug
     res = _check(np.asarray(img), 'the input of an AlbumentationsTransform', img)
     return _check(aug(image=res)['image'], 'the output of an Albumentations pipeline') if len(aug) else res
@@ -102,33 +98,34 @@ def augment(self:AlbumentationsTransform,
 
 # %% ../nbs/03_augment.ipynb #2779c863
 _reflect = dict(border_mode=cv2.BORDER_REFLECT_101)
-
-def _pad(size, by, fill=None):
-    border = _reflect if fill is None else dict(border_mode=cv2.BORDER_CONSTANT, fill=fill)
-    return A.PadIfNeeded(size+2*by, size+2*by, **border)
-def _flip(p=.5): return A.HorizontalFlip(p=p)
-def _cutout(side, fill, p=1.):
-    return A.CoarseDropout(num_holes_range=(1,1), hole_height_range=(side,side), hole_width_range=(side,side), fill=fill, p=p)
-def _affine(shift, scale, degrees, p):
-    return A.Affine(translate_px=(-shift,shift), scale=(1-scale,1+scale), keep_ratio=True, rotate=(-degrees,degrees), p=p, **_reflect)
+item_steps = SimpleNamespace(
+    pad    = lambda size, by, fill=None: A.PadIfNeeded(size+2*by, size+2*by, **(_reflect if fill is None else
+                                                       dict(border_mode=cv2.BORDER_CONSTANT, fill=fill))),
+    crop   = lambda size: A.RandomCrop(size, size),
+    center = lambda size: A.CenterCrop(size, size),
+    flip   = lambda p=.5: A.HorizontalFlip(p=p),
+    cutout = lambda side, fill, p=1.: A.CoarseDropout((1,1), (side,side), (side,side), fill=fill, p=p),
+    affine = lambda shift, scale, degrees, p: A.Affine(translate_px=(-shift,shift), scale=(1-scale,1+scale), keep_ratio=True,
+                                                       rotate=(-degrees,degrees), p=p, **_reflect),
+    rotate = lambda degrees, p: A.Rotate((-degrees,degrees), p=p, **_reflect))
 
 # %% ../nbs/03_augment.ipynb #4706722d
 policies = dict(
-    assignment = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip(), _cutout(size//4, fill)],
-    flip_crop  = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip()],
-    crop       = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size)],
-    crop2      = lambda size, fill: [_pad(size, size//16), A.RandomCrop(size, size)],
-    none       = lambda size, fill: [])
+    assignment = lambda t, size, fill: [t.pad(size, size//8), t.crop(size), t.flip(), t.cutout(size//4, fill)],
+    flip_crop  = lambda t, size, fill: [t.pad(size, size//8), t.crop(size), t.flip()],
+    crop       = lambda t, size, fill: [t.pad(size, size//8), t.crop(size)],
+    crop2      = lambda t, size, fill: [t.pad(size, size//16), t.crop(size)],
+    none       = lambda t, size, fill: [])
 
 # %% ../nbs/03_augment.ipynb #983435c0
 policies.update(
-    s000 = lambda size, fill: [_pad(size, size//8, fill), _flip(), _cutout(size//4, fill, p=.8), _affine(size//16, .1, 9, p=.5),
-                         A.RandomCrop(size, size)],
-    s001 = lambda size, fill: [_flip(), _affine(size//16, .2, 10, p=.2), _pad(size, size//2, fill), _cutout(size//2, fill, p=.2),
-                         A.CenterCrop(size, size)],
-    s002 = lambda size, fill: [A.Rotate((-15,15), p=.5, **_reflect), _flip(), _cutout(size//2, fill, p=.3)],
-    s003 = lambda size, fill: [_pad(size, size//8), A.RandomCrop(size, size), _flip(.7), _cutout(size//4, (128,128,128))],
-    s004 = lambda size, fill: [_pad(size, size//8, fill), A.RandomCrop(size, size), _flip(), _cutout(size//4, fill)])
+    s000 = lambda t, size, fill: [t.pad(size, size//8, fill), t.flip(), t.cutout(size//4, fill, p=.8), t.affine(size//16, .1, 9, p=.5),
+                                  t.crop(size)],
+    s001 = lambda t, size, fill: [t.flip(), t.affine(size//16, .2, 10, p=.2), t.pad(size, size//2, fill), t.cutout(size//2, fill, p=.2),
+                                  t.center(size)],
+    s002 = lambda t, size, fill: [t.rotate(15, p=.5), t.flip(), t.cutout(size//2, fill, p=.3)],
+    s003 = lambda t, size, fill: [t.pad(size, size//8), t.crop(size), t.flip(.7), t.cutout(size//4, (128,128,128))],
+    s004 = lambda t, size, fill: [t.pad(size, size//8, fill), t.crop(size), t.flip(), t.cutout(size//4, fill)])
 
 # %% ../nbs/03_augment.ipynb #e42e5cfa
 def get_policy(
@@ -137,7 +134,7 @@ def get_policy(
     fill:tuple=mean_fill # What padding and holes are filled with, uint8; the mean of the data set
 )->list: # Albumentations transforms for the training set
     'The transforms of policy `name` for images of `size` x `size`'
-    return choose(name, policies, 'policy')(size, fill)
+    return choose(name, policies, 'policy')(item_steps, size, fill)
 
 # %% ../nbs/03_augment.ipynb #37c34554
 def plot_policy(

@@ -222,7 +222,7 @@ def _device_batches(recipe, ims, device):
     'Batches without end: all images on the device, a permutation an epoch, the augmentations, one pass to normalise'
     x,y = (torch.from_numpy(o).to(device) for o in (ims.train_x, ims.train_y))
     stats = image_stats(ims.train_x)
-    tfms = device_tfms(get_policy(recipe.policy, x.shape[1], fill=tuple(round(255*o) for o in stats[0])), x.shape[1])
+    tfms = batch_policy(recipe.policy, x.shape[1], fill=tuple(round(255*o) for o in stats[0]))
     mean,std = (255*tensor(o).to(device) for o in stats)
     first = torch.rand(len(x), device=device)<.5
     for epoch in itertools.count():

@@ -6,19 +6,18 @@
 from __future__ import annotations
 import ctypes,difflib,errno,os
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 import torch
 from fastcore.all import *
 from fastai.torch_core import default_device
 
 # %% auto #0
-__all__ = ['cifar10_stats', 'cifar10_classes', 'mean_fill', 'precisions', 'CifarFastError', 'choose', 'check_value',
-           'check_fraction', 'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory',
-           'trim_memory']
+__all__ = ['cifar10_stats', 'mean_fill', 'precisions', 'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole',
+           'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
 
 # %% ../nbs/00_core.ipynb #3a5160a1
 cifar10_stats = (.4914,.4822,.4465),(.2470,.2435,.2616)
-cifar10_classes = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 
 # %% ../nbs/00_core.ipynb #01f466fa
 mean_fill = tuple(round(255*m) for m in cifar10_stats[0])
@@ -60,8 +59,17 @@ def check_fraction(
     name:str,  # What the value is called
     val:float  # What was given
 ):
-    'Raise a `CifarFastError` unless `val` is a share, from 0 to below 1'
+    'Raise a `CifarFastError` unless `val` is a fraction, from 0 to below 1'
     check_value(0<=val<1, name, val, 'a number from 0 to below 1')
+
+# %% ../nbs/00_core.ipynb #04ab1df4
+def check_whole(
+    name:str, # What the value is called
+    val:int,  # What was given
+    min:int=1 # The smallest that is allowed
+):
+    'Raise a `CifarFastError` unless `val` is a whole number, at least `min`'
+    check_value(isinstance(val, Integral) and val>=min, name, val, f'a whole number, at least {min}')
 
 # %% ../nbs/00_core.ipynb #62380f17
 @contextmanager

@@ -6,19 +6,22 @@
 from __future__ import annotations
 import inspect,itertools
 from functools import lru_cache
-import cv2
+from types import SimpleNamespace
 from .core import *
 from fastai.vision.all import *
 from .augment import *
-import albumentations as A  # after fastai, whose star import binds another `A`
 
 # %% auto #0
-__all__ = ['BatchTransform', 'BatchCrop', 'BatchPad', 'BatchFlip', 'BatchCutout', 'BatchAffine', 'device_tfms', 'ImageItems',
-           'ArrayDL', 'DeviceDL']
+__all__ = ['batch_steps', 'BatchTransform', 'BatchCrop', 'BatchPad', 'BatchFlip', 'BatchCutout', 'BatchAffine', 'batch_policy',
+           'ImageItems', 'ArrayDL', 'DeviceDL']
 
 # %% ../nbs/04_device.ipynb #801425f7
 class BatchTransform(RandTransform):
     'Base of augmentations of a whole batch of uint8 images: a subclass has `draw` and `apply`'
+    def __init__(self,
+        p:float=1. # Fraction of the images that are changed, for subclasses that ask
+    ): super().__init__(p=p)
+
     def draw(self,
         n:int,               # Number of images
         h:int,               # Their height, in pixels
@@ -36,22 +39,24 @@ class BatchTransform(RandTransform):
         self.do = split_idx==0
         if self.do: self.params = self.draw(*x.shape[:3], x.device)
 
-    def __call__(self, b, split_idx=None, **kwargs):
-        x,*ys = b if isinstance(b, tuple) else (b,)
-        x = x.as_subclass(Tensor).permute(0,2,3,1)
-        self.before_call(x, split_idx)
-        if not self.do: return b
-        if x.dtype!=torch.uint8: raise CifarFastError(f'{self} works on uint8 images, but got {x.dtype}: put it before IntToFloatTensor')
-        x = self.apply(x.contiguous(), **self.params).permute(0,3,1,2).as_subclass(TensorImage)
-        return (x,*ys) if isinstance(b, tuple) else x
-
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='params'}  # tensors of the last batch, on its device
+
+# %% ../nbs/04_device.ipynb #ea8e8d57
+@patch
+def __call__(self:BatchTransform, b, split_idx=None, **kwargs):
+    x,*ys = b if isinstance(b, tuple) else (b,)
+    x = x.as_subclass(Tensor).permute(0,2,3,1)
+    self.before_call(x, split_idx)
+    if not self.do: return b
+    if x.dtype!=torch.uint8: raise CifarFastError(f'{self} works on uint8 images, but got {x.dtype}: put it before IntToFloatTensor')
+    x = self.apply(x.contiguous(), **self.params).permute(0,3,1,2).as_subclass(TensorImage)
+    return (x,*ys) if isinstance(b, tuple) else x
 
 # %% ../nbs/04_device.ipynb #70624c57
 @patch(as_prop=True)
 def name(self:BatchTransform):
-    'The class and its arguments'
-    args = [o for o in inspect.signature(type(self).__init__).parameters if o in self.__stored_args__]
+    'The class and its arguments, as far as it keeps them'
+    args = [o for o in inspect.signature(type(self).__init__).parameters if hasattr(self, o)]
     return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in args)})"
 
 @patch
@@ -60,11 +65,6 @@ def __repr__(self:BatchTransform): return self.name
 # %% ../nbs/04_device.ipynb #4d1b8373
 @lru_cache
 def _color(fill, device): return torch.tensor(fill, dtype=torch.uint8, device=device)
-
-# %% ../nbs/04_device.ipynb #ac6dbe1d
-def _mirror(i, n):
-    'Fold the numbers `i` into 0…`n`-1 by mirrors at the first and the last one, which are not repeated'
-    return n-1-(i.remainder(2*n-2)-n+1).abs()
 
 # %% ../nbs/04_device.ipynb #f53b2be3
 def _pixels(iy, ix, h, w):
@@ -77,15 +77,13 @@ def _window(x, top, left, size, fill=None):
     n,h,w,c = x.shape
     iy,ix = (o[:,None]+torch.arange(s, device=x.device) for o,s in zip((top,left), size))
     px = x.reshape(-1, c)
-    if fill is None: idx = _pixels(_mirror(iy, h), _mirror(ix, w), h, w)
+    if fill is None: idx = _pixels(*(s-1-(i.remainder(2*s-2)-s+1).abs() for i,s in ((iy,h),(ix,w))), h, w)
     else:
         outside = ((iy<0)|(iy>=h))[:,:,None] | ((ix<0)|(ix>=w))[:,None]
         idx,px = _pixels(iy, ix, h, w).masked_fill(outside, len(px)), torch.cat((px, _color(fill, x.device)[None]))
     return px.index_select(0, idx.view(-1)).view(n, *size, c)
 
 # %% ../nbs/04_device.ipynb #bafda9ff
-def _sides(size): return (size,size) if isinstance(size, int) else tuple(size)
-
 def _padding(h, w, pad_to):
     'Height and width after padding to `pad_to`, and how much of the padding is at the top and left: half, rounded down'
     padded = [max(o) for o in zip((h,w), pad_to or (0,0))]
@@ -101,7 +99,7 @@ class BatchCrop(BatchTransform):
         middle:bool=False      # Take the window in the middle?
     ):
         super().__init__()
-        size,pad_to = _sides(size),pad_to and _sides(pad_to)
+        size,pad_to = ((o,o) if isinstance(o, int) else o for o in (size,pad_to))
         store_attr()
 
     def draw(self, n, h, w, device):
@@ -111,14 +109,16 @@ class BatchCrop(BatchTransform):
         if self.middle: return {k: torch.full((n,), r//2, device=device) for k,r in zip(('top','left'), room)}
         return {k: torch.randint(r+1, (n,), device=device) for k,r in zip(('top','left'), room)}
 
-    def apply(self,
-        x:Tensor,   # Images, uint8, N×H×W×3
-        top:Tensor, # N rows of the padded image at which the windows begin
-        left:Tensor # N columns
-    )->Tensor: # Windows, N×size×3
-        'Cut out the windows'
-        _,(py,px) = _padding(*x.shape[1:3], self.pad_to)
-        return _window(x, top-py, left-px, self.size, self.fill)
+# %% ../nbs/04_device.ipynb #97001beb
+@patch
+def apply(self:BatchCrop,
+    x:Tensor,   # Images, uint8, N×H×W×3
+    top:Tensor, # N rows of the padded image at which the windows begin
+    left:Tensor # N columns
+)->Tensor: # Windows, N×size×3
+    'Cut out the windows'
+    _,(py,px) = _padding(*x.shape[1:3], self.pad_to)
+    return _window(x, top-py, left-px, self.size, self.fill)
 
 # %% ../nbs/04_device.ipynb #81a0f7bb
 class BatchPad(BatchTransform):
@@ -128,7 +128,7 @@ class BatchPad(BatchTransform):
         fill:tuple=None # Colour of the padding, uint8; None: the mirrored image
     ):
         super().__init__()
-        size = _sides(size)
+        if isinstance(size, int): size = (size,size)
         store_attr()
     def draw(self, n, h, w, device):
         'Nothing is random here'
@@ -144,9 +144,9 @@ class BatchPad(BatchTransform):
 class BatchFlip(BatchTransform):
     'Mirror each image from left to right with probability `p`'
     def __init__(self,
-        p:float=.5 # Share of the images that are mirrored
+        p:float=.5 # Fraction of the images that are mirrored
     ):
-        super().__init__(p=p)
+        super().__init__(p)
         store_attr()
     def draw(self, n, h, w, device):
         'Which images are mirrored'
@@ -160,48 +160,45 @@ class BatchFlip(BatchTransform):
 
 # %% ../nbs/04_device.ipynb #9b39e6f0
 class BatchCutout(BatchTransform):
-    'Cut one hole, at a random place, into each image with probability `p`'
+    'Cut one square hole, at a random place, into each image with probability `p`'
     def __init__(self,
-        height:int,           # Rows of the hole
-        width:int,            # Columns of the hole
+        side:int,             # Rows and columns of the hole
         fill:tuple=mean_fill, # Its colour, uint8
-        p:float=1.            # Share of the images that get one
+        p:float=1.            # Fraction of the images that get one
     ):
-        super().__init__(p=p)
+        super().__init__(p)
         store_attr()
-    def _hole(self, h, w): return min(h, self.height),min(w, self.width)
-
     def draw(self, n, h, w, device):
         'The places of the holes, and which images get one'
-        hh,hw = self._hole(h, w)
-        return dict(top=torch.randint(h-hh+1, (n,), device=device), left=torch.randint(w-hw+1, (n,), device=device),
-                    cut=torch.rand(n, device=device)<self.p)
+        top,left = (torch.randint(s-min(s, self.side)+1, (n,), device=device) for s in (h,w))
+        return dict(top=top, left=left, cut=torch.rand(n, device=device)<self.p)
 
-    def apply(self,
-        x:Tensor,    # Images, uint8, N×H×W×3
-        top:Tensor,  # N rows at which the holes begin
-        left:Tensor, # N columns
-        cut:Tensor   # N bools: which images get one
-    )->Tensor: # Images with holes
-        'Cut the holes'
-        n,h,w,c = x.shape
-        hh,hw = self._hole(h, w)
-        idx = _pixels(*(o[:,None]+torch.arange(s, device=x.device) for o,s in ((top,hh),(left,hw))), h, w)
-        px = x.reshape(-1, c).clone()
-        px[idx] = torch.where(cut[:,None,None,None], _color(self.fill, x.device), px[idx])
-        return px.view(x.shape)
+# %% ../nbs/04_device.ipynb #7fdc7853
+@patch
+def apply(self:BatchCutout,
+    x:Tensor,    # Images, uint8, N×H×W×3
+    top:Tensor,  # N rows at which the holes begin
+    left:Tensor, # N columns
+    cut:Tensor   # N bools: which images get one
+)->Tensor: # Images with holes
+    'Cut the holes'
+    n,h,w,c = x.shape
+    iy,ix = (o[:,None]+torch.arange(min(s, self.side), device=x.device) for o,s in ((top,h),(left,w)))
+    idx,px = _pixels(iy, ix, h, w),x.reshape(-1, c).clone()
+    px[idx] = torch.where(cut[:,None,None,None], _color(self.fill, x.device), px[idx])
+    return px.view(x.shape)
 
 # %% ../nbs/04_device.ipynb #70cd39ea
 class BatchAffine(BatchTransform):
     'Turn, zoom and shift each image with probability `p`; mirrored borders, bilinear interpolation'
     def __init__(self,
-        shift_x:tuple=(0,0), # Least and largest shift to the right, in whole pixels
-        shift_y:tuple=(0,0), # Least and largest shift down, in whole pixels
-        scale:tuple=(1,1),   # Least and largest zoom, the same for height and width
-        degrees:tuple=(0,0), # Least and largest angle, counterclockwise
-        p:float=1.           # Share of the images that are changed
+        shift_x:tuple=(0,0), # Min and max shift to the right, in whole pixels
+        shift_y:tuple=(0,0), # Min and max shift down, in whole pixels
+        scale:tuple=(1,1),   # Min and max zoom, the same for height and width
+        degrees:tuple=(0,0), # Min and max angle, counterclockwise
+        p:float=1.           # Fraction of the images that are changed
     ):
-        super().__init__(p=p)
+        super().__init__(p)
         store_attr()
 
     def draw(self, n, h, w, device):
@@ -232,74 +229,36 @@ def apply(self:BatchAffine,
     return res.round_().to(torch.uint8).permute(0,2,3,1).contiguous()
 
 # %% ../nbs/04_device.ipynb #62517b9e
-def _refuse(t, what=''):
-    what = type(t).__name__ + (f' with {what}' if what else '')
-    raise CifarFastError(f"{what} is not among the augmentations of whole batches: choose pipeline='item'")
-def _need(t, **kwargs):
-    for k,v in kwargs.items():
-        if getattr(t, k)!=v: _refuse(t, f'{k}={getattr(t, k)!r}')
-
-def _fill(t):
-    f = t.fill
-    if isinstance(f, (int,float)): f = (f,)*3
-    if isinstance(f, str) or len(f)!=3 or any(v!=int(v) or not 0<=v<=255 for v in f): _refuse(t, f'fill={t.fill!r}')
-    return tuple(map(int, f))
-
-def _border(t):
-    if t.border_mode==cv2.BORDER_CONSTANT: return _fill(t)
-    _need(t, border_mode=cv2.BORDER_REFLECT_101)
-
-# %% ../nbs/04_device.ipynb #5bc63eec
-def _pad(t):
-    _need(t, p=1, position='center', pad_height_divisor=None, pad_width_divisor=None)
-    return BatchPad((t.min_height,t.min_width), _border(t))
-
-def _crop(t):
-    _need(t, p=1, pad_if_needed=False)
-    return BatchCrop((t.height,t.width), middle=isinstance(t, A.CenterCrop))
-
-def _cutout(t):
-    h,w = t.hole_height_range,t.hole_width_range
-    _need(t, num_holes_range=(1,1), hole_height_range=(h[1],h[1]), hole_width_range=(w[1],w[1]))
-    if h[1]<1 or w[1]<1: _refuse(t, 'a hole measured as a share of the image')
-    return BatchCutout(int(h[1]), int(w[1]), _fill(t), t.p)
-
-# %% ../nbs/04_device.ipynb #c4579fc4
-def _affine(t):
-    none,s = dict(x=(0,0), y=(0,0)),t.scale['x']
-    _need(t, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, fit_output=False, balanced_scale=False,
-          shear=none, translate_percent=None)
-    if not t.keep_ratio and (s[0]!=s[1] or t.scale['y']!=s): _refuse(t, f'scale={t.scale} and keep_ratio={t.keep_ratio}')
-    return BatchAffine(*(tuple(map(int, t.translate_px[k])) for k in 'xy'), s, t.rotate, t.p)
-
-def _rotate(t):
-    _need(t, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, crop_border=False)
-    return BatchAffine(degrees=t.limit, p=t.p)
-
-_translate = {A.PadIfNeeded: _pad, A.RandomCrop: _crop, A.CenterCrop: _crop, A.CoarseDropout: _cutout, A.Affine: _affine, A.Rotate: _rotate,
-              A.HorizontalFlip: lambda t: BatchFlip(t.p)}
+batch_steps = SimpleNamespace(
+    pad    = lambda size, by, fill=None: BatchPad(size+2*by, fill),
+    crop   = BatchCrop,
+    center = lambda size: BatchCrop(size, middle=True),
+    flip   = BatchFlip,
+    cutout = BatchCutout,
+    affine = lambda shift, scale, degrees, p: BatchAffine((-shift,shift), (-shift,shift), (1-scale,1+scale), (-degrees,degrees), p),
+    rotate = lambda degrees, p: BatchAffine(degrees=(-degrees,degrees), p=p))
 
 # %% ../nbs/04_device.ipynb #c29aa2ea
-def device_tfms(
-    augs:list, # Albumentations transforms, such as `get_policy` gives
-    size:int   # Side of the images, in pixels
-)->list: # A `BatchTransform` for each, or for each pair of padding and crop
-    'The augmentations `augs` as transforms of whole batches on the device'
+def batch_policy(
+    name:str,            # One of `policies`
+    size:int=32,         # Side of the images in pixels
+    fill:tuple=mean_fill # What padding and holes are filled with, uint8; the mean of the data set
+)->list: # A `BatchTransform` for each step, or for each pair of padding and crop
+    'The transforms of policy `name` for whole batches of images of `size` x `size`'
     tfms = []
-    for t in augs:
-        if type(t) not in _translate: _refuse(t)
-        tfm = _translate[type(t)](t)
-        if isinstance(tfm, BatchCrop) and tfms and isinstance(tfms[-1], BatchPad):
+    for t in choose(name, policies, 'policy')(batch_steps, size, fill):
+        if not isinstance(t, BatchTransform):
+            raise CifarFastError(f"{type(t).__name__} is not among the augmentations of whole batches: choose pipeline='item'")
+        if isinstance(t, BatchCrop) and tfms and isinstance(tfms[-1], BatchPad):
             pad = tfms.pop()
-            tfm = BatchCrop(tfm.size, pad.size, pad.fill, tfm.middle)
-        tfms.append(tfm)
-    x = torch.empty(1, size, size, 3, dtype=torch.uint8, device='meta')
-    for t in tfms: x = t.apply(x, **t.draw(*x.shape[:3], x.device))
+            t = BatchCrop(t.size, pad.size, pad.fill, t.middle)
+        tfms.append(t)
     return tfms
 
 # %% ../nbs/04_device.ipynb #c491b343
 class ImageItems(Datasets): 'fastai `Datasets` over `(array, class number)` pairs that are in their final form'
 
+# %% ../nbs/04_device.ipynb #01e60b2c
 class ArrayDL(TfmdDL):
     'Base of loaders of image arrays'
     def get_idxs(self):
@@ -320,6 +279,7 @@ class _Held:
     'The images and labels of a data set, for all loaders of it'
     xs=ys=device=None
 
+# %% ../nbs/04_device.ipynb #1a7020f2
 class DeviceDL(ArrayDL):
     'A `TfmdDL` that keeps all its images, uint8, on the device and makes its batches there'
     def __init__(self,
@@ -332,11 +292,6 @@ class DeviceDL(ArrayDL):
         self._held = _Held()
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
-    def get_idxs(self):
-        'The order of the next pass'
-        self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-        return self.idxs
-
     @delegates(TfmdDL.new)
     def new(self,
         dataset=None, # Another data set; None: the same, and then what is held is shared
@@ -348,8 +303,17 @@ class DeviceDL(ArrayDL):
         if res.dataset is self.dataset and isinstance(res, DeviceDL): res._held = self._held
         return res
 
-    def _one_pass(self): self._n_inp,self._types = 1,{tuple: [TensorImage,TensorCategory]}
-    def __getstate__(self): return {**{k:v for k,v in self.__dict__.items() if k!='idxs'}, '_held': _Held()}
+# %% ../nbs/04_device.ipynb #62bf9c1f
+@patch
+def get_idxs(self:DeviceDL):
+    'The order of the next pass'
+    self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+    return self.idxs
+
+@patch
+def _one_pass(self:DeviceDL): self._n_inp,self._types = 1,{tuple: [TensorImage,TensorCategory]}
+@patch
+def __getstate__(self:DeviceDL): return {**{k:v for k,v in self.__dict__.items() if k!='idxs'}, '_held': _Held()}
 
 # %% ../nbs/04_device.ipynb #7a3e6fa7
 @patch
@@ -366,9 +330,6 @@ def _read(self:DeviceDL):
 
 # %% ../nbs/04_device.ipynb #ce046c29
 @patch
-def _move(self:DeviceDL, t): return t.to(self.device)
-
-@patch
 def _data(self:DeviceDL):
     'Images and labels, on the device if they fit'
     if own := [f for f in self.after_item.fs if not isinstance(f, ToTensor)]:
@@ -377,7 +338,7 @@ def _data(self:DeviceDL):
     h = self._held
     if h.xs is None: h.xs,h.ys = self._read()
     if h.device!=self.device:
-        try: h.xs = self._move(h.xs)
+        try: h.xs = h.xs.to(self.device)
         except torch.OutOfMemoryError:
             h.xs = h.xs.cpu()
             print(f'the images ({h.xs.nbytes/1e6:.0f} MB) do not fit into the memory of {self.device} and stay in host memory; '
@@ -386,6 +347,7 @@ def _data(self:DeviceDL):
         h.device = self.device
     return h.xs,h.ys
 
+# %% ../nbs/04_device.ipynb #3faf2680
 @patch
 def _take(self:DeviceDL, t, idxs):
     'The rows `idxs` of `t`, on the device'

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from .core import *
 import math,time
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager,nullcontext
 from fastai.basics import *
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
@@ -22,21 +22,15 @@ class Autocast(Callback):
     order = MixedPrecision.order
     def __init__(self,
         dtype:torch.dtype=torch.bfloat16 # What convolutions and matrix products compute in
-    ):
-        store_attr()
-        self.ctx = None
+    ): self.dtype,self.ctx = dtype,ExitStack()
     def before_batch(self):
         'Open the autocast'
-        self._close()
-        self.ctx = torch.autocast(find_device(self.xb).type, dtype=self.dtype)
-        self.ctx.__enter__()
+        self.ctx.close()
+        self.ctx.enter_context(torch.autocast(find_device(self.xb).type, dtype=self.dtype, cache_enabled=False))
     def after_pred(self):
         'Close the autocast and hand the predictions on in fp32'
-        self._close()
+        self.ctx.close()
         self.learn.pred = to_float(self.pred)
-    def _close(self):
-        ctx,self.ctx = self.ctx,None
-        if ctx: ctx.__exit__(None, None, None)
 
 # %% ../nbs/09_learner.ipynb #95dc2327
 @patch
@@ -45,7 +39,7 @@ def before_train(self:Autocast):
     one_batch = self.learn.one_batch
     def closing(i, b):
         try: one_batch(i, b)
-        finally: self._close()
+        finally: self.ctx.close()
     self.learn.one_batch = closing
 
 @patch
@@ -53,15 +47,7 @@ def after_train(self:Autocast):
     "Back to the learner's own way"
     vars(self.learn).pop('one_batch', None)
 
-@patch
-def before_validate(self:Autocast):
-    'As in training'
-    self.before_train()
-
-@patch
-def after_validate(self:Autocast):
-    'As in training'
-    self.after_train()
+Autocast.before_validate,Autocast.after_validate = Autocast.before_train,Autocast.after_train
 
 # %% ../nbs/09_learner.ipynb #584a89c3
 def sgd(
@@ -118,21 +104,23 @@ class History(Callback):
     def clear(self):
         'Forget everything'
         self.epochs,self.steps,self.resumed = [],[],False
-
     def before_fit(self):
         'A new fit starts a new history, unless this one was restored to be continued'
         self.new,self.trained = not self.resumed and not hasattr(self.learn, 'lr_finder'),False
 
-    def before_epoch(self):
-        "Show a resumed run's earlier epochs again, with the figures they had"
-        if not self.resumed or self.epoch>=len(self.epochs): return
-        row = self.epochs[self.epoch]
-        self.recorder.log += [row[k] for k in ('train_loss','valid_loss','valid_accuracy')]
-        self.recorder.start_epoch -= row['train_s']+row['valid_s']
+# %% ../nbs/09_learner.ipynb #9ee7a6b2
+@patch
+def before_epoch(self:History):
+    "Show a resumed run's earlier epochs again, with the figures they had"
+    if not self.resumed or self.epoch>=len(self.epochs): return
+    row = self.epochs[self.epoch]
+    self.recorder.log += [row[k] for k in ('train_loss','valid_loss','valid_accuracy')]
+    self.recorder.start_epoch -= row['train_s']+row['valid_s']
 
-    def after_fit(self):
-        'What was to be continued has been'
-        self.resumed = False
+@patch
+def after_fit(self:History):
+    'What was to be continued has been'
+    self.resumed = False
 
 # %% ../nbs/09_learner.ipynb #596ac00e
 @patch
@@ -142,6 +130,7 @@ def before_train(self:History):
     self.new,self.resumed,self.trained = False,False,not hasattr(self.learn, 'lr_finder')
     self.done,self.sizes,self.correct,self.start = len(self.steps),[],0,time.perf_counter()
 
+# %% ../nbs/09_learner.ipynb #b2fdd055
 @patch
 def after_batch(self:History):
     'Keep the batch, without waiting for it'
@@ -152,6 +141,7 @@ def after_batch(self:History):
     self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
     if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
+# %% ../nbs/09_learner.ipynb #ef040e79
 @patch
 def _check(self:History, step, loss):
     if not math.isfinite(loss):
@@ -173,6 +163,7 @@ def after_train(self:History):
     rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
     self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
 
+# %% ../nbs/09_learner.ipynb #138620a3
 @patch
 def after_epoch(self:History):
     'Keep the row'
@@ -194,12 +185,13 @@ def _rehearsal(learn):
         sizes = learn.progressive_resize.sizes if hasattr(learn, 'progressive_resize') else ()
         sides = {x.shape[-1], *(side for _,side in sizes)}
         kept = [(b,b.clone()) for b in learn.model.buffers()]
-        dtype = learn.autocast.dtype if hasattr(learn, 'autocast') else None
         learn.model.train()
-        with torch.autocast(x.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
-            yield [torch.randn(*x.shape[:2], s, s, device=x.device).contiguous(memory_format=torch.channels_last) for s in sides]
-        for b,was in kept: b.data.copy_(was)
-        learn.model.zero_grad()
+        try:
+            with torch.autocast(x.device.type, learn.autocast.dtype, cache_enabled=False) if hasattr(learn, 'autocast') else nullcontext():
+                yield [torch.randn(*x.shape[:2], s, s, device=x.device).contiguous(memory_format=torch.channels_last) for s in sides]
+        finally:
+            for b,was in kept: b.data.copy_(was)
+            learn.model.zero_grad()
 
 # %% ../nbs/09_learner.ipynb #9300d705
 class CompileModel(Callback):
@@ -229,21 +221,24 @@ class GraphModel(Callback):
         if device.type!='cuda':
             raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}: leave out --graph')
         self._record()
-
-    def _record(self):
-        self.forwards = {}
-        with _rehearsal(self.learn) as xs:
-            for x in xs:
-                torch.cuda.make_graphed_callables(self.model, (x,))
-                self.forwards[x.shape] = vars(self.model).pop('forward')
-        self.model._compiled_call_impl = None  # what was recorded is the compiled code
-
     def before_batch(self):
         'Replay what was recorded for batches of this shape'
         self.model.forward = self.forwards[self.x.shape]
     def after_fit(self):
-        'Back to the plain model'
+        'Back to the plain model, and free what was recorded'
         vars(self.model).pop('forward', None)
+        self.forwards = {}
+
+# %% ../nbs/09_learner.ipynb #050e6033
+@patch
+def _record(self:GraphModel):
+    'A graph for each shape of batch'
+    self.forwards = {}
+    with _rehearsal(self.learn) as xs:
+        for x in xs:
+            torch.cuda.make_graphed_callables(self.model, (x,))
+            self.forwards[x.shape] = vars(self.model).pop('forward')
+    self.model._compiled_call_impl = None  # what was recorded is the compiled code
 
 # %% ../nbs/09_learner.ipynb #545d1dc9
 @delegates(Learner.__init__)
@@ -253,7 +248,7 @@ def cifar_learner(
     mom:float=.9,               # Momentum of SGD
     wd:float=5e-4,              # Weight decay, coupled to the gradient
     nesterov:bool=True,         # Nesterov's momentum
-    label_smoothing:float=0.,   # Share of the target that is spread over all classes, from 0 to below 1
+    label_smoothing:float=0.,   # Fraction of the target that is spread over all classes, from 0 to below 1
     precision:str='auto',       # 'auto' (bf16 where the device has instructions for it), 'fp32' or 'bf16'
     opt_func:Callable=None,     # Another optimizer in place of SGD
     compile:bool=False,         # Train with `torch.compile`
@@ -264,7 +259,9 @@ def cifar_learner(
 )->Learner: # With `History`, `ChannelsLast` and, where it is wanted, `Autocast`
     'A `Learner` with Nesterov SGD, coupled weight decay, channels last and the precision that suits the device'
     check_fraction('label smoothing', label_smoothing)
-    precision = pick_precision(precision, getattr(dls,'device',None) or 'cpu')
+    device = torch.device(getattr(dls, 'device', None) or 'cpu')
+    precision = pick_precision(precision, device)
+    if device.type=='cuda': torch.backends.cudnn.benchmark,torch.backends.cudnn.deterministic = True,False
     our_cbs = [History(), ChannelsLast()] + ([Autocast(precisions[precision])] if precision!='fp32' else [])
     our_cbs += [CompileModel()]*compile + [GraphModel()]*graph
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=label_smoothing), metrics=metrics, cbs=our_cbs+L(cbs),

@@ -102,8 +102,8 @@ def cifar_dls(
     mean,std = image_stats(ims.train_x)
     tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
     ds = ImageItems(items, tfms, splits=[o.tolist() for o in parts])
-    augs = get_policy(policy, h, fill=tuple(round(255*m) for m in mean))
-    item_tfms,batch_tfms = ([AlbumentationsTransform(augs)],[]) if pipeline=='item' else ([],device_tfms(augs, h))
+    args = policy,h,tuple(round(255*m) for m in mean)
+    item_tfms,batch_tfms = ([AlbumentationsTransform(get_policy(*args))],[]) if pipeline=='item' else ([],batch_policy(*args))
     return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=num_workers, device=device or default_device(),
                           after_item=item_tfms, after_batch=[*batch_tfms, IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
 

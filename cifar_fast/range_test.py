@@ -6,7 +6,6 @@
 from __future__ import annotations
 from .core import *
 import json,math
-from numbers import Integral
 from scipy.ndimage import gaussian_filter1d
 from fastai.basics import *
 from fastai.callback.progress import ProgressCallback
@@ -40,13 +39,12 @@ class _Sweep(LRFinder):
     def after_fit(self): self.learn.opt.zero_grad()
 
 # %% ../nbs/12_range_test.ipynb #4a546f21
-def _tensors(model): return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
 @contextmanager
 def _no_trace(learn):
     'Undo on leaving, however the block ends, whatever a training in it did to `learn` and to the random states'
     model,attrs,states = learn.model,dict(vars(learn)),get_random_states()
-    kept = {k: (v.detach().clone(),v.grad) for k,v in _tensors(model).items()}
+    def tensors(): return dict([*model.named_parameters(), *model.named_buffers()])
+    kept = {k: (v.detach().clone(),v.grad) for k,v in tensors().items()}
     modes,dl = [(m,m.training) for m in model.modules()],learn.dls.train
     rng,gen = getattr(dl, 'rng', None),getattr(dl, 'generator', None)  # of fastai's loader, and of PyTorch's
     drawn = rng and rng.getstate(),gen and gen.get_state()
@@ -56,7 +54,7 @@ def _no_trace(learn):
     for cb,_ in cbs: cb.run = False
     try: yield
     finally:
-        for k,v in _tensors(model).items():
+        for k,v in tensors().items():
             v.data.copy_(kept[k][0])
             v.grad = kept[k][1]
         for m,mode in modes: m.training = mode
@@ -88,11 +86,11 @@ def _by_loss(lrs, losses):
 def best_region(
     lrs:np.ndarray,  # Learning rates, rising
     accs:np.ndarray, # Smoothed accuracy at each
-    share:float=.95  # How much of the highest accuracy belongs to it, 0…1
+    fraction:float=.95 # How much of the highest accuracy belongs to it, 0…1
 )->tuple: # Its lower and upper end
-    'Where around their highest value `accs` are at least `share` of it'
+    'Where around their highest value `accs` are at least `fraction` of it'
     best = int(np.argmax(accs))
-    low = np.flatnonzero(accs<share*accs[best])
+    low = np.flatnonzero(accs<fraction*accs[best])
     return float(lrs[low[low<best].max(initial=-1)+1]),float(lrs[low[low>best].min(initial=len(accs))-1])
 
 # %% ../nbs/12_range_test.ipynb #e4f5a403
@@ -143,13 +141,13 @@ def lr_range_test(self:Learner,
     end_lr:float=10.,    # Learning rate of the last step, above `start_lr`
     num_it:int=100,      # Steps, 10 or more; if the loader has fewer batches it is begun again
     linear:bool=False,   # Raise the learning rate linearly? Else exponentially
-    smooth:float=.03     # Standard deviation of the Gaussian that smooths the curves, as a share of `num_it`, 0…1; 0: not at all
+    smooth:float=.03     # Standard deviation of the Gaussian that smooths the curves, as a fraction of `num_it`, 0…1; 0: not at all
 )->RangeTest: # The curves, and what they suggest
     'Train for `num_it` steps with a rising learning rate, look at loss and accuracy, and leave everything as it was'
     check_value(0<start_lr<math.inf, 'start_lr', start_lr, 'a finite number above 0')
     check_value(start_lr<end_lr<math.inf, 'end_lr', end_lr, f'a finite number above start_lr, which is {start_lr}')
-    check_value(isinstance(num_it, Integral) and num_it>=10, 'num_it', num_it, 'a whole number of steps, at least 10')
-    check_value(0<=smooth<=1, 'smooth', smooth, 'a share of the test from 0 to 1')
+    check_whole('num_it', num_it, 10)
+    check_value(0<=smooth<=1, 'smooth', smooth, 'a fraction of the test from 0 to 1')
     if not len(self.dls.train): raise CifarFastError('there is no batch to train on: choose a smaller batch size')
     sweep = _Sweep(start_lr, end_lr, num_it, linear)
     with _no_trace(self), self.no_logging(): self.fit(math.ceil(num_it/len(self.dls.train)), cbs=sweep)
@@ -159,13 +157,6 @@ def lr_range_test(self:Learner,
     return RangeTest(sweep.lrs, sweep.losses, accs, linear, smooth*num_it, sweep.diverged)
 
 # %% ../nbs/12_range_test.ipynb #7f25ddf5
-def _curve(ax, test, raw, smooth, what):
-    'Draw one quantity of `test` against the learning rate'
-    ax.plot(test.lrs, raw, color='C0', lw=.8, alpha=.35)
-    ax.plot(test.lrs, smooth, color='C0', lw=2)
-    ax.set(xscale='linear' if test.linear else 'log', xlabel='learning rate', ylabel=what)
-    ax.grid(alpha=.3)
-
 @patch
 def plot(self:RangeTest,
     axs=None,          # Axes to draw on: one for the loss and, if accuracies were measured, one for them
@@ -174,13 +165,16 @@ def plot(self:RangeTest,
     'Draw loss and accuracy against the learning rate, with the suggestions marked'
     n = 1 if self.accs is None else 2
     if axs is None: axs = plt.subplots(1, n, figsize=figsize or (4.5*n,3.2), layout='constrained', squeeze=False)[1][0]
-    axs = list(axs)
-    _curve(axs[0], self, self.losses, self.smooth_losses, 'loss of the batch')
+    curves = (self.losses,self.smooth_losses,'loss'),(self.accs,self.smooth_accs,'accuracy')
+    for ax,(raw,smooth,what) in zip(axs := list(axs), curves[:n]):
+        ax.plot(self.lrs, raw, color='C0', lw=.8, alpha=.35)
+        ax.plot(self.lrs, smooth, color='C0', lw=2)
+        ax.set(xscale='linear' if self.linear else 'log', xlabel='learning rate', ylabel=f'{what} of the batch')
+        ax.grid(alpha=.3)
     first,low,high = self.smooth_losses[0],self.losses.min(),self.smooth_losses.max()
     if low<first: axs[0].set_ylim(low-.1*(first-low), min(high, first+.5*(first-low))+.1*(first-low)) # the explosion would hide the rest
     for i,(k,v) in enumerate(self.suggestions.items()):
         if k!='accuracy': axs[0].plot(v, np.interp(v, self.lrs, self.smooth_losses), 'o', color=f'C{i+1}', label=f'{k}: {v:.2g}')
-    if self.accs is not None: _curve(axs[1], self, self.accs, self.smooth_accs, 'accuracy of the batch')
     if self.region:
         axs[1].axvspan(*self.region, color='C2', alpha=.15, label='best region: {:.2g} to {:.2g}'.format(*self.region))
         axs[1].axvline(self.suggestions['accuracy'], color='C2', ls='--', label=f"its middle: {self.suggestions['accuracy']:.2g}")

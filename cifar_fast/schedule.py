@@ -4,8 +4,6 @@
 
 # %% ../nbs/08_schedule.ipynb #9b3b3b88
 from __future__ import annotations
-from bisect import bisect
-from numbers import Integral
 from fastai.basics import *
 from fastai.callback.schedule import *
 from .core import *
@@ -16,27 +14,21 @@ __all__ = ['linear_one_cycle', 'plot_lr', 'plot_triangle', 'linear_moms', 'step_
 # %% ../nbs/08_schedule.ipynb #33e7c98f
 def _triangle(n_epoch, peak_epoch, start, peak, end):
     'Linear from `start` to `peak` at `peak_epoch` and on to `end` at `n_epoch`, as a function of the position in 0…1'
-    start,peak,end = np.broadcast_arrays(start, peak, end)
     knots = {0:start, n_epoch:end, peak_epoch:peak} # a peak at either end takes the place of that end
     xs = sorted(knots)
+    ys = np.stack(np.broadcast_arrays(*(knots[x] for x in xs)))
     def _inner(pos):
-        x = pos*n_epoch
-        i = bisect(xs, x, 1, len(xs)-1)
-        a,b,w = knots[xs[i-1]],knots[xs[i]],(x-xs[i-1])/(xs[i]-xs[i-1])
-        return (a+w*(b-a)).tolist()
+        lrs = [float(np.interp(pos*n_epoch, xs, y)) for y in np.atleast_2d(ys.T)]
+        return lrs if ys.ndim>1 else lrs[0]
     return _inner
 
 # %% ../nbs/08_schedule.ipynb #619d9c9b
-def _check_epochs(n_epoch): check_value(isinstance(n_epoch, Integral) and n_epoch>=1, 'n_epoch', n_epoch, 'a whole number, at least 1')
-
-def _positive(name, val):
+def _rates(name, val, top=None):
+    'Learning rates as an array, which have to be above 0 or, below a `top`, from 0 to that'
     val = np.array(val, dtype=float)
-    check_value((np.isfinite(val) & (val>0)).all(), name, val.tolist(), 'a finite number above 0')
-    return val
-
-def _below(name, val, top):
-    val = np.array(val, dtype=float)
-    check_value(((val>=0) & (val<=top)).all(), name, val.tolist(), f'a number from 0 to lr_max, which is {top.tolist()}')
+    ok,allowed = np.isfinite(val) & (val>0),'a finite number above 0'
+    if top is not None: ok,allowed = (val>=0) & (val<=top),f'a number from 0 to lr_max, which is {top.tolist()}'
+    check_value(ok.all(), name, val.tolist(), allowed)
     return val
 
 # %% ../nbs/08_schedule.ipynb #a6913ff5
@@ -48,11 +40,11 @@ def linear_one_cycle(
     lr_end:float|list=None    # Learning rate at the end, 0 or more; `None` is `lr_min`: no annihilation
 )->callable: # Function from the position in 0…1 to the learning rate, or to a list for several groups
     'Learning rate that rises linearly to `lr_max` at `peak_epoch` and falls linearly to `lr_end`'
-    _check_epochs(n_epoch)
+    check_whole('n_epoch', n_epoch)
     check_value(0<=peak_epoch<=n_epoch, 'peak_epoch', peak_epoch, f'a number from 0 to n_epoch, which is {n_epoch}')
-    lr_max = _positive('learning rate lr_max', lr_max)
-    lr_min = lr_max/10 if lr_min is None else _below('learning rate lr_min', lr_min, lr_max)
-    lr_end = lr_min if lr_end is None else _below('learning rate lr_end', lr_end, lr_max)
+    lr_max = _rates('learning rate lr_max', lr_max)
+    lr_min = lr_max/10 if lr_min is None else _rates('learning rate lr_min', lr_min, lr_max)
+    lr_end = lr_min if lr_end is None else _rates('learning rate lr_end', lr_end, lr_max)
     return _triangle(n_epoch, peak_epoch, lr_min, lr_max, lr_end)
 
 # %% ../nbs/08_schedule.ipynb #23a93328
@@ -83,11 +75,7 @@ def plot_triangle(
 )->plt.Axes:
     'Draw the cyclic or the one-cycle triangle with its bounds'
     choose(kind, ['cyclic','one_cycle'], 'kind of triangle')
-    lr_max = _positive('learning rate lr_max', lr_max)
-    lr_min,end = _below('learning rate lr_min', lr_min, lr_max),2*step_size if kind=='cyclic' else n_it
-    ok = isinstance(step_size, Integral) and 1<=step_size<=end
-    check_value(ok, 'step_size', step_size, f'a whole number of steps, 1 to n_it, which is {n_it}')
-    check_value(isinstance(n_it, Integral) and n_it>=1, 'n_it', n_it, 'a whole number, at least 1')
+    end = 2*step_size if kind=='cyclic' else n_it
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     f,x = _triangle(end, step_size, lr_min, lr_max, lr_min),np.arange(n_it+1)
     ax.plot(x, [f(o%end/end) if kind=='cyclic' else f(o/end) for o in x])
@@ -143,12 +131,11 @@ def step_decay(
     gamma:float=.1    # Factor of each drop
 )->callable: # Function from the position in 0…1 to the learning rate, or to a list for several groups
     'Learning rate that is multiplied by `gamma` after every `step_epochs` epochs'
-    _check_epochs(n_epoch)
-    check_value(isinstance(step_epochs, Integral) and step_epochs>=1, 'step_epochs', step_epochs, 'a whole number of epochs, at least 1')
-    lr,gamma = _positive('learning rate lr', lr),_positive('gamma', gamma)
+    check_whole('n_epoch', n_epoch)
+    check_whole('step_epochs', step_epochs)
+    lr,gamma = _rates('learning rate lr', lr),_rates('gamma', gamma)
     # a position such as 8/25 is a float, and may fall just short of the epoch that begins there
-    def _inner(pos): return (lr*gamma**int(pos*n_epoch/step_epochs+1e-9)).tolist()
-    return _inner
+    return lambda pos: (lr*gamma**int(pos*n_epoch/step_epochs+1e-9)).tolist()
 
 # %% ../nbs/08_schedule.ipynb #5f705e03
 @patch

@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         params,                 # Parameters, or groups of them
         lr:float=.24,           # Learning rate of the filters
         momentum:float=.6,      # Nesterov's momentum of the filters
-        weight_decay:float=0.,  # Share of the other parameters that goes with each step, times `lr`
+        weight_decay:float=0.,  # Fraction of the other parameters that goes with each step, times `lr`
         sgd_momentum:float=.85, # Nesterov's momentum of the other parameters
         bias_lr:float=442.,     # Learning rate of vectors, in units of `lr`
         head_lr:float=.085      # Learning rate of matrices, in units of `lr`
@@ -92,13 +92,13 @@ class AlternatingFlip(Callback):
 
 # %% ../nbs/10_tricks.ipynb #3edf3831
 class ProgressiveResize(Callback):
-    'Train on small images first'
+    'Progressive resizing: train on small images first'
     order,run_valid = MixedPrecision.order-1,False
     def __init__(self,
-        sizes:tuple # Pairs of a share of the training, 0…1, and the side in pixels from there on; full size before the first
+        sizes:tuple # Pairs of a fraction of the training, 0…1, and the side in pixels from there on; full size before the first
     ): store_attr()
     def side(self,
-        pct:float, # Share of the training that is done, 0…1
+        pct:float, # Fraction of the training that is done, 0…1
         full:int   # Side of the images at full size, in pixels
     )->int:
         'Side of the images at that moment'
@@ -114,7 +114,7 @@ class ProgressiveResize(Callback):
 
 # %% ../nbs/10_tricks.ipynb #4d64aa95
 class EMA(Callback):
-    'Validate with the running mean of the weights, and end with it'
+    'Validate with the exponential moving average of the weights, and end with it'
     order,_stateattrs = MixedPrecision.order+50,('averaged',)
     def __init__(self,
         decay:float=.99, # Weight of the past at each update
@@ -135,7 +135,8 @@ class EMA(Callback):
 
 # %% ../nbs/10_tricks.ipynb #d6597bfb
 @patch
-def _swap(self:EMA):
+def before_validate(self:EMA):
+    'The model and its mean change places, before a validation and after it'
     if getattr(self, 'averaged', None) is None: return
     theirs,ours = self.model.state_dict(),self.averaged.module.state_dict()
     with torch.no_grad():
@@ -144,15 +145,7 @@ def _swap(self:EMA):
             a.copy_(b)
             b.copy_(kept)
 
-@patch
-def before_validate(self:EMA):
-    'Put the mean into the model'
-    self._swap()
-
-@patch
-def after_validate(self:EMA):
-    'And the weights back'
-    self._swap()
+EMA.after_validate = EMA.before_validate
 
 # %% ../nbs/10_tricks.ipynb #e7cec467
 @patch
@@ -165,7 +158,7 @@ def restore(self:EMA,
 
 # %% ../nbs/10_tricks.ipynb #da9af620
 class FlipShiftTTA(Callback):
-    'Predict the mean of the logits of an image, its mirror image, and both shifted by a pixel'
+    'Test-time augmentation: the mean of the logits of an image, its mirror image, and both shifted by a pixel'
     order,run_train = MixedPrecision.order-1,False
     def after_pred(self):
         'The other five views'

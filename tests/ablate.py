@@ -4,12 +4,11 @@ A measurement, not a test. Every variant is trained with the same two seeds; the
 affordable, such as `epochs=5,model_args={'width':32}`."""
 import sys
 from pathlib import Path
-import albumentations as A
 from cifar_fast.augment import policies
 from cifar_fast.cli import _parse_args
 from cifar_fast.recipes import get_recipe,train_seeds
 
-def flipped(name): return lambda size, fill: [*policies[name](size, fill), A.HorizontalFlip(p=.5)]
+def flipped(name): return lambda t, size, fill: [*policies[name](t, size, fill), t.flip()]
 policies.update(flip_crop2=flipped('crop2'))
 
 def variants(r):

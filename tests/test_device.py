@@ -37,9 +37,9 @@ def _affine(p):
     return dict(dx=round(dx), dy=round(dy), scale=float(scale), degrees=float(np.degrees(angle)), change=True)
 _words = {BatchPad: lambda p: {}, BatchCrop: _crop, BatchFlip: lambda p: dict(flip=bool(p)), BatchCutout: _hole, BatchAffine: _affine}
 
-def replay(augs, x, seed=0):
-    "Images by Albumentations, one transform after the other; the batch transforms, and for each the parameters that were drawn"
-    tfms,aug = device_tfms(augs, x.shape[1]),A.Compose(augs, seed=seed)
+def replay(augs, tfms, x, seed=0):
+    "Images by Albumentations, one transform after the other, and for each batch transform the parameters that were drawn"
+    aug = A.Compose(augs, seed=seed)
     use_global_rng(aug)
     set_seed(seed)
     out,drawn = [],[[] for _ in tfms]
@@ -50,7 +50,9 @@ def replay(augs, x, seed=0):
         out.append(aug(image=im)['image'])
         for rows,tfm,t in zip(drawn, tfms, own): rows.append(_words[type(tfm)](t.get_applied_params()))
     params = [{k: torch.tensor([r[k] for r in rows]) for k in (rows[0] if rows else {})} for rows in drawn]
-    return np.stack(out),tfms,params
+    return np.stack(out),params
+
+def both(policy, size=32): return get_policy(policy, size),batch_policy(policy, size)
 
 def augment(x, tfms, params=None):
     for i,t in enumerate(tfms): x = t.apply(x, **(params[i] if params else t.draw(*x.shape[:3], x.device)))
@@ -61,14 +63,16 @@ def augment(x, tfms, params=None):
 @pytest.mark.parametrize('policy', exact)
 def test_bit_identical(ims, policy):
     x = ims.train_x[:5000]
-    out,tfms,params = replay(get_policy(policy), x)
+    augs,tfms = both(policy)
+    out,params = replay(augs, tfms, x)
     assert np.array_equal(augment(torch.from_numpy(x), tfms, params).numpy(), out)
 
 @pytest.mark.parametrize('policy', affine)
 def test_affine_within_rounding(ims, policy):
     "Where something is interpolated: mean difference below half a grey level, 999 of 1,000 values within 4; elsewhere nothing differs"
     x = ims.train_x[:5000]
-    out,tfms,params = replay(get_policy(policy), x)
+    augs,tfms = both(policy)
+    out,params = replay(augs, tfms, x)
     ours = augment(torch.from_numpy(x), tfms, params).numpy()
     change = next(p['change'] for p in params if 'change' in p).numpy()
     assert .15<change.mean()<.55 and np.array_equal(ours[~change], out[~change])
@@ -79,19 +83,22 @@ def test_affine_within_rounding(ims, policy):
 def test_other_sizes_and_odd_shapes(ims, size):
     x = np.random.default_rng(0).integers(0, 256, (100,size,size,3), dtype=np.uint8)
     for policy in exact:
-        out,tfms,params = replay(get_policy(policy, size), x)
+        augs,tfms = both(policy, size)
+        out,params = replay(augs, tfms, x)
         assert np.array_equal(augment(torch.from_numpy(x), tfms, params).numpy(), out), policy
     rows = x[:,:size-5]  # more columns than rows, an odd number to pad
     augs = [A.PadIfNeeded(size+3, size+6, border_mode=4), A.RandomCrop(size-9, size-2), A.CenterCrop(size-12, size-5),
             A.HorizontalFlip(p=.3)]
-    out,tfms,params = replay(augs, rows)
+    tfms = [BatchCrop((size-9,size-2), pad_to=(size+3,size+6)),BatchCrop((size-12,size-5), middle=True),BatchFlip(.3)]
+    out,params = replay(augs, tfms, rows)
     assert np.array_equal(augment(torch.from_numpy(rows), tfms, params).numpy(), out)
 
 def test_affine_agrees_with_albumentations_alone(ims):
     "Large angles, zooms and shifts, on noise, which any mistake of a fraction of a pixel would change"
     x = np.random.default_rng(0).integers(0, 256, (300,32,32,3), dtype=np.uint8)
     augs = [A.Affine(translate_px=dict(x=(-6,6), y=(-3,3)), scale=(.6,1.5), keep_ratio=True, rotate=(-80,80), p=1, border_mode=4)]
-    out,tfms,params = replay(augs, x)
+    tfms = [BatchAffine((-6,6), (-3,3), (.6,1.5), (-80,80))]
+    out,params = replay(augs, tfms, x)
     diff = np.abs(augment(torch.from_numpy(x), tfms, params).numpy().astype(int)-out)
     assert diff.mean()<1 and np.quantile(diff, .99)<=6
     params[0]['dx'] += 1
@@ -123,7 +130,7 @@ def laws(tfms, params, h=32):
             assert p['top'].max()==room-1 and p['left'].max()==room-1
         if isinstance(t, BatchFlip): ps[nm] = rate(p['flip'], t.p)
         if isinstance(t, BatchCutout):
-            for k in ('top','left'): ps[f'{nm} {k}'] = uniform(p[k][p['cut']], side-t.height+1)
+            for k in ('top','left'): ps[f'{nm} {k}'] = uniform(p[k][p['cut']], side-t.side+1)
             if t.p<1: ps[f'{nm} cut'] = rate(p['cut'], t.p)
             else: assert p['cut'].all()
         if isinstance(t, BatchAffine):
@@ -147,7 +154,7 @@ def holm(ps):
 
 @pytest.mark.parametrize('policy', [p for p in exact+affine if p!='none'])
 def test_parameters(ims, policy):
-    tfms = device_tfms(get_policy(policy), 32)
+    augs,tfms = both(policy)
     set_seed(0)
     sizes,x = [],torch.empty(1,32,32,3, dtype=torch.uint8)
     for t in tfms:
@@ -156,7 +163,7 @@ def test_parameters(ims, policy):
     ours = [t.draw(100_000, s, s, torch.device('cpu')) for t,s in zip(tfms, sizes)]
     p,what = holm(laws(tfms, ours))
     assert p>.01, ('device', what, p)
-    theirs = replay(get_policy(policy), ims.train_x[:3000], seed=1)[2]
+    theirs = replay(augs, tfms, ims.train_x[:3000], seed=1)[1]
     p,what = holm(laws(tfms, theirs))
     assert p>.01, ('Albumentations', what, p)
     direct = {}
@@ -168,7 +175,7 @@ def test_parameters(ims, policy):
 
 def test_the_laws_can_be_broken():
     "What the tests of the parameters are for: each of these mistakes is seen"
-    tfms = device_tfms(get_policy('assignment'), 32)
+    tfms = batch_policy('assignment')
     def drawn(n=20_000): return [t.draw(n, 32, 32, torch.device('cpu')) for t in tfms]
     def seen(params): return holm(laws(tfms, params))[0]<1e-6
     set_seed(0)
@@ -217,15 +224,14 @@ def test_classifier_can_only_guess(ims, policy):
     n = 4000 if policy=='assignment' else 2000
     x = torch.from_numpy(ims.train_x[:n])
     items = by_items(ims, get_policy(policy), n)
-    share,k = share_right(items, augment(x, device_tfms(get_policy(policy), 32)), x)
+    share,k = share_right(items, augment(x, batch_policy(policy)), x)
     assert abs(share-.5)<4*.5/k**.5, share
 
-def _hole_of(side, fill): return A.CoarseDropout((1,1), (side,side), (side,side), fill=fill, p=1)
-wrong = dict(black=lambda pad,crop,flip,hole: [pad,crop,flip,_hole_of(8, (0,0,0))],
-             larger=lambda pad,crop,flip,hole: [pad,crop,flip,_hole_of(9, mean_fill)],
-             near=lambda pad,crop,flip,hole: [A.PadIfNeeded(38, 38, border_mode=4),crop,flip,hole],
-             flips=lambda pad,crop,flip,hole: [pad,crop,A.HorizontalFlip(p=.8),hole],
-             border=lambda pad,crop,flip,hole: [A.PadIfNeeded(40, 40, border_mode=0, fill=0),crop,flip,hole],
+wrong = dict(black=lambda pad,crop,flip,hole: [pad,crop,flip,BatchCutout(8, (0,0,0))],
+             larger=lambda pad,crop,flip,hole: [pad,crop,flip,BatchCutout(9)],
+             near=lambda pad,crop,flip,hole: [BatchPad(38),crop,flip,hole],
+             flips=lambda pad,crop,flip,hole: [pad,crop,BatchFlip(.8),hole],
+             border=lambda pad,crop,flip,hole: [BatchPad(40, fill=(0,0,0)),crop,flip,hole],
              order=lambda pad,crop,flip,hole: [hole,pad,crop,flip])
 
 def test_classifier_sees_what_is_wrong(ims):
@@ -233,7 +239,7 @@ def test_classifier_sees_what_is_wrong(ims):
     x = torch.from_numpy(ims.train_x[:2000])
     items = by_items(ims, get_policy('assignment'), 2000)
     for name,policy in wrong.items():
-        share,k = share_right(items, augment(x, device_tfms(policy(*get_policy('assignment')), 32)), x)
+        share,k = share_right(items, augment(x, policy(*policies['assignment'](batch_steps, 32, mean_fill))), x)
         assert share>.5+6*.5/k**.5, (name, share)
 
 # --- everything that fastai does with loaders ----------------------------------------------------------------------
@@ -412,7 +418,7 @@ def test_no_waiting():
             return func(*args, **(kwargs or {}))
     seen,x = [],torch.empty(64, 32, 32, 3, dtype=torch.uint8, device='meta')
     for policy in policies:
-        tfms = device_tfms(get_policy(policy), 32)
+        tfms = batch_policy(policy)
         augment(x, tfms)  # colours are made once
         seen.clear()
         with Ops(): assert augment(x, tfms).shape==x.shape
@@ -421,12 +427,19 @@ def test_no_waiting():
         assert not [o for o in names if any(w in o for w in waits)], (policy, names)
         assert {str(d) for f,d in seen if d is not None}<={'meta'}, policy
 
+def no_room_for(ims, monkeypatch):
+    "From now on the training images do not fit into the memory of any device"
+    to = Tensor.to
+    def full(self, *args, **kwargs):
+        if self.ndim==4 and len(self)==len(ims.train_x): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
+        return to(self, *args, **kwargs)
+    monkeypatch.setattr(Tensor, 'to', full)
+
 def test_too_little_memory(small, capsys, monkeypatch):
     dls = cifar_dls(small, bs=64, device='cpu', pipeline='device')
     set_seed(1)
     expected = [(x.clone(),y.clone()) for x,y in dls.train]
-    def full(self, t): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
-    monkeypatch.setattr(DeviceDL, '_move', full)
+    no_room_for(small, monkeypatch)
     dls = cifar_dls(small, bs=64, device='cpu', pipeline='device')
     set_seed(1)
     assert all(same(a, b) for a,b in zip(expected, dls.train, strict=True))
@@ -440,7 +453,7 @@ def test_bad_input(small):
     with pytest.raises(CifarFastError, match='works on single items'): dls.train.new(after_item=[Resize(16)]).one_batch()
     ds = Datasets([Image.new('RGB', (8,8)),Image.new('RGB', (9,8))], [[lambda o: o]])
     with pytest.raises(CifarFastError, match='all of one size'): DeviceDL(ds, bs=2).one_batch()
-    policies['_odd'] = lambda size, fill: [A.VerticalFlip()]
+    policies['_odd'] = lambda t, size, fill: [A.VerticalFlip()]
     try:
         with pytest.raises(CifarFastError, match="VerticalFlip .* choose pipeline='item'"):
             cifar_dls(small, bs=64, policy='_odd', pipeline='device')
@@ -451,7 +464,7 @@ def test_data_block(small):
     "With a `DataBlock` of PIL images, as with any other `TfmdDL`"
     items = [(Image.fromarray(x),int(y)) for x,y in zip(small.train_x[:64], small.train_y)]
     block = DataBlock(blocks=(TransformBlock,CategoryBlock), getters=[ItemGetter(0),ItemGetter(1)], splitter=IndexSplitter(range(48,64)),
-                      batch_tfms=[*device_tfms(get_policy('assignment'), 32),IntToFloatTensor()])
+                      batch_tfms=[*batch_policy('assignment'),IntToFloatTensor()])
     block.dl_type = DeviceDL
     dls = block.dataloaders(items, bs=16, device='cpu')
     xb,yb = dls.valid.one_batch()
@@ -464,7 +477,8 @@ def test_data_block(small):
 @pytest.mark.parametrize('policy', exact+affine)
 def test_cuda_same_images(ims, policy):
     x = ims.train_x[:2000]
-    out,tfms,params = replay(get_policy(policy), x)
+    augs,tfms = both(policy)
+    out,params = replay(augs, tfms, x)
     ours = augment(torch.from_numpy(x).cuda(), tfms, [{k: v.cuda() for k,v in p.items()} for p in params]).cpu().numpy()
     change = next((p['change'] for p in params if 'change' in p), torch.zeros(len(x), dtype=torch.bool)).numpy()
     assert np.array_equal(ours[~change], out[~change])
@@ -489,7 +503,6 @@ def test_cuda_data_and_seed(small, monkeypatch, capsys):
         return [(x.cpu(),y.cpu()) for x,y in dl]
     a = epoch()
     assert dl._held.xs.is_cuda and dl.one_batch()[0].is_cuda and all(same(o, p) for o,p in zip(a, epoch()))
-    def full(self, t): raise torch.OutOfMemoryError('CUDA out of memory')
-    monkeypatch.setattr(DeviceDL, '_move', full)
+    no_room_for(small, monkeypatch)
     dl = cifar_dls(small, bs=64, device='cuda', pipeline='device').train
     assert all(same(o, p) for o,p in zip(a, epoch())) and not dl._held.xs.is_cuda and 'host memory' in capsys.readouterr().out
