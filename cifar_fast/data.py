@@ -220,9 +220,9 @@ def _pixels(name, b, vocab, key):
     'Images N×32×32×3 and labels of the batch in the bytes `b`'
     d = _unpickle(name, b)
     x,y = d.get('data'),d.get(key)
-    n,wide = (len(x),x.shape[1:]) if isinstance(x, np.ndarray) else (0,None)
-    bad = ("'data' should be N rows of 3072 bytes" if wide!=(3072,) else
-           f'{key!r} should be a list of {n} labels' if not isinstance(y, list) or len(y)!=n else
+    if not isinstance(x, np.ndarray): x = np.empty(0)
+    bad = (f"'data' should be N rows of 3072 bytes, and is {x.shape}" if x.shape[1:]!=(3072,) else
+           f'{key!r} should be a list of {len(x)} labels' if not isinstance(y, list) or len(y)!=len(x) else
            f'{key!r} should be numbers from 0 to {len(vocab)-1}' if not all(type(o) is int and 0<=o<len(vocab) for o in y) else None)
     if bad: raise CifarFastError(f'{name} is not a CIFAR batch: {bad}')
     return np.ascontiguousarray(x.reshape(-1,3,32,32).transpose(0,2,3,1)),np.array(y, dtype=np.int64)
