@@ -330,10 +330,10 @@ def load_images(
 # %% ../nbs/02_data.ipynb #e5717f07
 def split_valid(
     y:np.ndarray,         # Labels, one for each image
-    valid_pct:float=.1,   # Share of every class to hold out, between 0 and 1
+    valid_pct:float=.1,   # Fraction of every class to hold out, between 0 and 1
     seed:int=42           # The same seed gives the same split
 )->tuple: # Indices of the training images, and of the validation images; int64, sorted
-    'Split images into training and validation, with the same share of every class'
+    'Split images into training and validation, with the same fraction of every class'
     if not 0<valid_pct<1: raise CifarFastError(f'valid_pct should lie between 0 and 1, not at {valid_pct}')
     y,rng = np.asarray(y),np.random.default_rng(seed)
     held = np.zeros(len(y), bool)

@@ -7,8 +7,6 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 import numpy as np
-from fastcore.all import *
-from .core import *
 
 # %% auto #0
 __all__ = ['shapes10_classes', 'draw_shapes', 'Shapes10', 'shapes10']
