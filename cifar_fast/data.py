@@ -238,7 +238,8 @@ def _batch_arrays(files, where, size):
     else: return
     lost = [f for f in (*spec['train'],*spec['test'],spec['meta']) if f not in have]
     if lost: raise CifarFastError(f"{where} lacks {', '.join(lost)} of CIFAR's batches")
-    def named(f): return f'{where}/{root}/{f}',files.pop(f'{root}/{f}'.lstrip('/'))
+    if root: root += '/'
+    def named(f): return f'{where}/{root}{f}',files.pop(root+f)
     name,b = named(spec['meta'])
     vocab = _unpickle(name, b).get(spec['vocab'])
     if not isinstance(vocab, list) or not vocab or not all(isinstance(v, (bytes,str)) for v in vocab):
@@ -319,7 +320,8 @@ def load_images(
         try:
             with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
             return ImageArrays(**{**d, 'vocab': d['vocab'].tolist(), 'fingerprint': str(d['fingerprint'])}, name=name)
-        except Exception: ims = ImageArrays(**read(size), name=name)  # no entry, or half of one, or another program's
+        except Exception: pass  # no entry, or half of one, or another program's
+        ims = ImageArrays(**read(size), name=name)
     except OSError as e: raise CifarFastError(f'cannot read {e.filename or data}: {e.strerror}') from e
     try:
         d = {k: v for k,v in vars(ims).items() if k!='name' and v is not None}
