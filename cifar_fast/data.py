@@ -4,25 +4,24 @@
 
 # %% ../nbs/02_data.ipynb #34a19ebe
 from __future__ import annotations
-import hashlib,inspect,io,json,lzma,os,pickle,re,stat,tarfile,tempfile,zipfile,zlib
+import hashlib,inspect,io,json,lzma,os,pickle,re,socket,stat,tarfile,zipfile,zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property,partial
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from warnings import warn
 import numpy as np
-from PIL import Image
+from PIL import Image,ImageOps
 from fastcore.all import *
-from fastdownload import download_url
-from fastprogress.fastprogress import progress_bar
+from torch.hub import download_url_to_file
+from tqdm import tqdm
 from .core import *
 from .shapes import shapes10
 
 # %% auto #0
-__all__ = ['ImageArrays', 'image_array', 'load_images', 'split_valid']
+__all__ = ['ImageArrays', 'image_array', 'read_image', 'load_images', 'split_valid']
 
 # %% ../nbs/02_data.ipynb #9de90167
 @dataclass(repr=False, eq=False)
@@ -34,30 +33,28 @@ class ImageArrays:
     test_y:np.ndarray          # Test labels, int64, M
     vocab:list                 # Names of the classes: label 3 is `vocab[3]`
     name:str                   # What to call it in a title
-    fingerprint:str            # 16 hexadecimal digits, the same if and only if all of the above (but the name) is
+    fingerprint:str=None       # 16 hexadecimal digits, the same if and only if all of the above (but the name) is; None: compute it
     train_mask:np.ndarray=None # Where the object is in the training images, if that is known (`shapes10`)
     test_mask:np.ndarray=None  # The same for the test images
+
+    def __post_init__(self):
+        if self.fingerprint is not None: return
+        arrs = self.train_x,self.train_y,self.test_x,self.test_y
+        h = hashlib.sha256(json.dumps([list(self.vocab), [(str(a.dtype),a.shape) for a in arrs]]).encode())
+        for a in arrs: h.update(np.ascontiguousarray(a))
+        self.fingerprint = h.hexdigest()[:16]
 
     def __repr__(self):
         n,h,w,_ = self.train_x.shape
         return f'{self.name}: {n} training and {len(self.test_x)} test images of {h}×{w}, {len(self.vocab)} classes ({self.fingerprint})'
 
-# %% ../nbs/02_data.ipynb #13ba1f3b
-def _fingerprint(train_x, train_y, test_x, test_y, vocab):
-    'The first 16 digits of the SHA-256 of all arrays and names'
-    arrs = train_x,train_y,test_x,test_y
-    h = hashlib.sha256(json.dumps([list(vocab), [(str(a.dtype),a.shape) for a in arrs]]).encode())
-    for a in arrs: h.update(np.ascontiguousarray(a))
-    return h.hexdigest()[:16]
-
 # %% ../nbs/02_data.ipynb #bb657204
-def _line(e): return (str(e) or repr(e)).splitlines()[0].rstrip('.:,')  # an error inside another one's sentence
-
 def image_array(
-    im:Image.Image, # Any picture
-    size:int=None   # Resize to this many pixels a side; None: leave it
+    im:Image.Image|np.ndarray, # Any picture
+    size:int=None              # Resize to this many pixels a side; None: leave it
 )->np.ndarray: # uint8, height × width × 3
-    'PIL image `im` as a uint8 array H×W×3, resized to `size`×`size` if given'
+    'A picture as a uint8 array H×W×3, upright, resized to `size`×`size` if given'
+    im = Image.fromarray(im) if isinstance(im, np.ndarray) else ImageOps.exif_transpose(im)
     if im.mode=='F': raise ValueError('its pixels are floating-point numbers of unknown range; store it with 8 or 16 bits')
     if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im).clip(0, 65535)//256).astype(np.uint8))
     if 'transparency' in im.info: im = im.convert('RGBA')
@@ -65,215 +62,140 @@ def image_array(
     return np.asarray(im.resize((size,size), Image.Resampling.BILINEAR) if size else im)
 
 # %% ../nbs/02_data.ipynb #c28b2c70
-def _decode(
-    name:str,     # What to call the image in an error
-    b:bytes,      # The content of its file
-    size:int=None # Side to resize to, in pixels
-):
-    'The image in the bytes `b` as a uint8 array H×W×3'
-    try: return image_array(Image.open(io.BytesIO(b)), size)
+def _line(e): return (str(e) or repr(e)).splitlines()[0].rstrip('.:,')  # an error inside another one's sentence
+
+def read_image(
+    file:str|Path|bytes, # A file in any format that Pillow reads, or its content
+    size:int=None,       # Resize to this many pixels a side; None: leave it
+    name:str=None        # What to call it in an error; None: its path
+)->np.ndarray: # uint8, height × width × 3
+    'The picture in a file, as `image_array` gives it; a `CifarFastError` that names the file if it is none'
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as im: return image_array(im, size)
     except Exception as e:  # what Pillow raises on a damaged file depends on its format
+        name = name or (f'of {len(file)} bytes' if isinstance(file, bytes) else file)
         why = _line(e).partition(' <_io')[0]  # without the address of the bytes
         raise CifarFastError(f'cannot read the image {name}: {why}. Replace it or take it out') from e
 
 # %% ../nbs/02_data.ipynb #956321f2
-_tests = 'test','valid','val'
-_suffixes = set('.jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm'.split())
-
-def _hidden(f): return f.startswith('.') or f=='__MACOSX'
-def _is_image(f): return os.path.splitext(f)[1].lower() in _suffixes and not _hidden(f)
+_splits = 'train','test','valid','val'
+_suffixes = 'jpe?g|png|bmp|gif|webp|tiff?|ppm|pgm'
+_picture = re.compile(rf"(?:(.*)/)?({'|'.join(_splits)})/([^/]+)/[^/]+\.(?i:{_suffixes})", re.S)  # groups: root, split, class
 
 # %% ../nbs/02_data.ipynb #a8bc7457
 _batches10 = dict(train=[f'data_batch_{i}' for i in range(1,6)], test=['test_batch'], meta='batches.meta', vocab='label_names', y='labels')
 _batches100 = dict(train=['train'], test=['test'], meta='meta', vocab='fine_label_names', y='fine_labels')
 _batch_files = [f for o in (_batches10,_batches100) for f in (*o['train'],*o['test'],o['meta'])]
+_hidden = re.compile(r'(?:^|/)(?:\.|__MACOSX(?:/|$))')
 
-# %% ../nbs/02_data.ipynb #6982e751
-class _Folder:
-    'The files below `path` that can belong to a data set'
-    def __init__(self, path):
-        self.path,self.stats = path,{}
-        self._scan('')
-        if not self.stats:
-            for d in sorted(os.listdir(path)):
-                if not _hidden(d): self._scan(d+'/')
+def _wanted(name):
+    'May the file called `name` belong to a data set?'
+    return not _hidden.search(name) and bool(_picture.fullmatch(name) or name.rpartition('/')[2] in _batch_files)
 
-    def _scan(self, base):
-        for f in _batch_files:
-            if (self.path/base/f).is_file(): self.stats[base+f] = os.stat(self.path/base/f)
-        for split in ('train',*_tests):
-            if not (self.path/base/split).is_dir(): continue
-            for c in os.scandir(self.path/base/split):
-                if not c.is_dir() or _hidden(c.name): continue
-                self.stats[f'{base}{split}/{c.name}/'] = None
-                for f in os.scandir(c.path):
-                    if _is_image(f.name) and f.is_file(): self.stats[f'{base}{split}/{c.name}/{f.name}'] = f.stat()
+# %% ../nbs/02_data.ipynb #d90ca955
+def _stats(path, folder=''):
+    'Yield name and status of each file in `folder` below `path` that may belong to a data set'
+    found = {f.name: f for f in os.scandir(path/folder)}
+    whole = not folder and 'train' in found and found['train'].is_dir()
+    for k in [o for o in _splits if o in found] if whole else sorted(found):
+        name,f = folder+k,found[k]
+        if f.is_dir():
+            if name.count('/')<3 and not _hidden.search(name): yield from _stats(path, name+'/')
+        elif _wanted(name) and f.is_file(): yield name,f.stat()
 
-    @property
-    def names(self): return list(self.stats)
-    @property
-    def key(self):
-        rows = sorted((n, *(s and (s.st_size,s.st_mtime_ns,s.st_ctime_ns) or ())) for n,s in self.stats.items())
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+# %% ../nbs/02_data.ipynb #f78c9727
+def _key(path):
+    'A hexadecimal number that changes when the content of the folder or archive at `path` does'
+    if path.is_file():
+        with open(path,'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n,s in _stats(path))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-# %% ../nbs/02_data.ipynb #114c98de
-_large,_readers = 2**15,8 # bytes, threads
-
-@patch
-def read(self:_Folder, wanted, f):
-    'Yield `(name, f(name, bytes))` for the files `wanted`, in order'
-    def get(n):
-        path = f'{self.path}/{n}'
-        try:
-            with open(path,'rb') as o: b = o.read()
-        except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
-        return (n,b,False) if len(b)<_large else (n,f(path, b),True)
-    with ThreadPoolExecutor(_readers) as ex:
-        ahead = deque()
-        def done():
-            for n,b,ready in ahead.popleft().result(): yield n, b if ready else f(f'{self.path}/{n}', b)
-        for i in range(0, len(wanted), 32):
-            ahead.append(ex.submit(lambda ns: [get(n) for n in ns], wanted[i:i+32]))
-            if len(ahead)>2*_readers: yield from done()
-        while ahead: yield from done()
+# %% ../nbs/02_data.ipynb #8eeb7f7c
+def _entries(path):
+    'Yield `(name, size, plain, get)` for each entry of the .zip or .tar (plain, .gz, .bz2, .xz) at `path`'
+    if path.suffix.lower()=='.zip':
+        with zipfile.ZipFile(path) as z:
+            for m in z.infolist():
+                yield m.filename, m.file_size, stat.S_IFMT(m.external_attr>>16) in (0,stat.S_IFREG,stat.S_IFDIR), partial(z.read, m)
+    else:
+        with tarfile.open(path) as t:
+            while m := t.next():
+                yield m.name+'/'*m.isdir(), m.size, m.isdir() or (m.isreg() and not m.issparse()), lambda: t.extractfile(m).read()
+                t.members.clear()  # else it remembers them all: 60,000 take 100 MB
+            t.fileobj.seek(t.offset)
+            if t.fileobj.read(512)!=bytes(512): raise EOFError('its end is missing')
+            while t.fileobj.read(2**20): pass
 
 # %% ../nbs/02_data.ipynb #6d58e37c
 _most = 8*2**30 # bytes
 
-def _safe(path, entries):
-    'The plain entries of the archive at `path`, as `(name, size, get)` with tidy names'
+def _files(path):
+    'Yield name and bytes of each file in the folder or archive at `path` that may belong to a data set'
+    if path.is_dir():
+        def read(n): return (path/n).read_bytes()
+        with ThreadPoolExecutor(8) as ex:
+            for names in chunked((n for n,_ in _stats(path)), 64): yield from zip(names, ex.map(read, names))
+        return
     total = 0
-    for name,size,plain,get in entries:
-        parts = name.replace('\\','/').split('/')
-        bad = 'it points outside the archive' if parts[0]=='' or '..' in parts or re.match('[A-Za-z]:', name) else (
-            None if plain else 'it is a link or a device, not a file')
-        if bad: raise CifarFastError(f'{path}: refusing the entry {name!r}: {bad}')
-        total += size
-        if total>_most: raise CifarFastError(f'{path}: refusing an archive that holds more than {_most/2**30:g} GB')
-        yield '/'.join([*(p for p in parts[:-1] if p not in ('','.')), parts[-1]]), size, get
+    try:
+        for name,size,plain,get in _entries(path):
+            parts = name.replace('\\','/').split('/')
+            bad = 'it points outside the archive' if parts[0]=='' or '..' in parts or re.match('[A-Za-z]:', name) else (
+                None if plain else 'it is a link or a device, not a file')
+            if bad: raise CifarFastError(f'{path}: refusing the entry {name!r}: {bad}')
+            total += size
+            if total>_most: raise CifarFastError(f'{path}: refusing an archive that holds more than {_most/2**30:g} GB')
+            tidy = '/'.join([*(p for p in parts[:-1] if p not in ('','.')), parts[-1]])  # a folder's ends in a slash
+            if _wanted(tidy): yield tidy,get()
+    # RuntimeError: a zip with a password
+    except (EOFError,OSError,RuntimeError,tarfile.TarError,zipfile.BadZipFile,lzma.LZMAError,zlib.error) as e:
+        raise CifarFastError(f'cannot read {path} as a .zip or .tar archive: {_line(e)}. Is it damaged, or cut short?') from e
 
-# %% ../nbs/02_data.ipynb #8eeb7f7c
-def _tar_entries(path):
-    with tarfile.open(path) as t:
-        while m := t.next():
-            plain = m.isdir() or (m.isreg() and not m.issparse())
-            yield m.name+'/'*m.isdir(), m.size, plain, lambda: t.extractfile(m).read()
-            t.members.clear()  # else it remembers them all: 60,000 take 100 MB
-        t.fileobj.seek(t.offset)
-        if t.fileobj.read(512)!=bytes(512): raise EOFError('its end is missing')
-        while t.fileobj.read(2**20): pass
+# %% ../nbs/02_data.ipynb #114c98de
+_large,_ahead = 2**15,16 # bytes, files
 
-def _zip_entries(path):
-    with zipfile.ZipFile(path) as z:
-        for m in z.infolist():
-            plain = stat.S_IFMT(m.external_attr>>16) in (0,stat.S_IFREG,stat.S_IFDIR)
-            yield m.filename, m.file_size, plain, partial(z.read, m)
-
-# %% ../nbs/02_data.ipynb #cc2ce473
-_room = 2**28 # bytes
-
-class _Archive:
-    'The files in the .zip or .tar (plain, .gz, .bz2, .xz) at `path`'
-    def __init__(self, path): self.path,self.kept = path,{}
-    @contextmanager
-    def _entries(self):
-        entries = _zip_entries if self.path.suffix.lower()=='.zip' else _tar_entries
-        try: yield _safe(self.path, entries(self.path))
-        # RuntimeError: a zip with a password
-        except (EOFError,OSError,RuntimeError,tarfile.TarError,zipfile.BadZipFile,lzma.LZMAError,zlib.error) as e:
-            raise CifarFastError(f'cannot read {self.path} as a .zip or .tar archive: {_line(e)}. Is it damaged, or cut short?') from e
-
-    @cached_property
-    def names(self):
-        room,res = _room,[]
-        with self._entries() as es:
-            for n,size,get in es:
-                res.append(n)
-                if _is_image(n) and size<min(_large, room): self.kept[n],room = get(),room-size
-        return res
-    @property
-    def key(self):
-        with open(self.path,'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
-# %% ../nbs/02_data.ipynb #5c4c906b
-@patch
-def read(self:_Archive, wanted, f):
-    'Yield `(name, f(name, bytes))` for the files `wanted`, in any order'
-    kept = [n for n in wanted if n in self.kept]
-    for n in kept: yield n,f(f'{self.path}/{n}', self.kept.pop(n))
-    if not (rest := set(wanted)-set(kept)): return
-    with self._entries() as es:
-        for n,_,get in es:
-            if n in rest: yield n,f(f'{self.path}/{n}', get())
+def _decoded(path, size):
+    'Yield each name in `_files` with the picture in it, or the bytes of a batch; not in order'
+    with ThreadPoolExecutor() as ex:
+        jobs = deque()
+        for n,b in _files(path):
+            if not _picture.fullmatch(n): yield n,b
+            elif len(b)<_large: yield n,read_image(b, size, f'{path}/{n}')
+            else: jobs.append((n, ex.submit(read_image, b, size, f'{path}/{n}')))
+            if len(jobs)>_ahead: yield (job := jobs.popleft())[0],job[1].result()
+        for n,job in jobs: yield n,job.result()
 
 # %% ../nbs/02_data.ipynb #a62f2fca
-def _find_images(names, where):
-    '`(vocab, train, test)` with `(name, label)` pairs of the shallowest train folder among `names`, or `None`'
+def _image_arrays(ims, where):
+    'The arrays and class names of the shallowest train folder among the pictures `ims` and of the test set beside it, or `None`'
     found = {}
-    for n in names:
-        *root,split,cls,f = ['']*(3-len(p := n.split('/')))+p
-        if split not in ('train',*_tests) or any(map(_hidden, p[:-1])): continue
-        fs = found.setdefault('/'.join(root), {}).setdefault(split, {}).setdefault(cls, [])
-        if _is_image(f): fs.append(n)
-    roots = [r for r in found if 'train' in found[r]]
-    depths = [len(r.split('/')) if r else 0 for r in roots]
-    roots = [r for r,o in zip(roots, depths) if o==min(depths)]
+    for n in ims:
+        root,split,cls = _picture.fullmatch(n).groups()
+        found.setdefault(root or '', {}).setdefault(split, {}).setdefault(cls, []).append(n)
+    roots = [r.split('/') if r else [] for r,o in found.items() if 'train' in o]
+    roots = ['/'.join(r) for r in roots if len(r)==min(map(len, roots))]
     if not roots: return
     if len(roots)>1: raise CifarFastError(f"{where} holds several data sets: {', '.join(sorted(roots))}. Give the path of one of them")
-    splits = found[roots[0]]
-    return _match_classes(splits['train'], splits, first(o for o in _tests if o in splits), f'{where}/{roots[0]}'.rstrip('/'))
-
-# %% ../nbs/02_data.ipynb #002d0aa2
-def _match_classes(train, splits, test, where):
-    'Check that `train` and the split called `test` have the same classes, each with images, and label them'
+    splits,where = found[roots[0]],f'{where}/{roots[0]}'.rstrip('/')
+    test = first(o for o in _splits[1:] if o in splits)
     if not test: raise CifarFastError(f'{where} has a train folder with classes but no test, valid or val folder with classes beside it')
-    for s in 'train',test:
-        for c,fs in splits[s].items():
-            if not fs: raise CifarFastError(f'no images in {where}/{s}/{c}')
-    a,b = set(train),set(splits[test])
-    if a!=b:
-        odd = [f"only in {s}: {', '.join(sorted(o))}" for s,o in [('train',a-b),(test,b-a)] if o]
-        raise CifarFastError(f"the classes of train and {test} in {where} differ ({'; '.join(odd)})")
-    vocab = sorted(a)
-    return vocab,*([(n,i) for i,c in enumerate(vocab) for n in sorted(splits[s][c])] for s in ('train',test))
-
-# %% ../nbs/02_data.ipynb #50fac79b
-def _read_images(src, vocab, train, test, size):
-    'The arrays of the images that `_find_images` found in `src`'
-    items,x,one = train+test,None,None
-    at = {n:i for i,(n,_) in enumerate(items)}
-    ims = src.read(list(at), partial(_decode, size=size))
-    if len(items)>2000: ims = progress_bar(ims, total=len(items), leave=False)
-    for n,im in ims:
-        if x is None: x,one = np.empty((len(items),*im.shape), np.uint8),n
-        if im.shape!=x.shape[1:]:
-            (h,w,_),(h1,w1,_) = im.shape,x.shape[1:]
-            raise CifarFastError(f'the images in {src.path} differ in size: {one} is {w1}×{h1} and {n} is {w}×{h}. '
-                                 f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
-        x[at[n]] = im
-    y,k = np.array([c for _,c in items], dtype=np.int64),len(train)
-    return x[:k],y[:k],x[k:],y[k:],vocab
+    a,b = (set(splits[s]) for s in ('train',test))
+    odd = [f"only in {s}: {', '.join(sorted(o))}" for s,o in [('train',a-b),(test,b-a)] if o]
+    if odd: raise CifarFastError(f"the classes of train and {test} in {where} differ (images {'; '.join(odd)})")
+    def arrays(split):
+        items = [(ims[n],i) for i,c in enumerate(sorted(a)) for n in sorted(splits[split][c])]
+        return np.stack([o for o,_ in items]),np.array([i for _,i in items], dtype=np.int64)
+    return *arrays('train'),*arrays(test),sorted(a)
 
 # %% ../nbs/02_data.ipynb #9dcd8988
-class _Bytes:
-    "Stands in for numpy's array: state in, uint8 array out"
-    a = np.empty(0, np.uint8)
-    def __setstate__(self, state):
-        _,shape,_,fortran,b = state
-        self.a = np.frombuffer(b, np.uint8).reshape(shape, order='F' if fortran else 'C')
+class _Noted:
+    "Stands in for numpy's array and its dtype: what they were called with, and the state they were given"
+    def __init__(self, *args): self.args,self.state = args,None
+    def __setstate__(self, state): self.state = state
 
-class _UInt8:
-    "Stands in for numpy's dtype, of which there is one"
-    def __init__(self, code, *args):
-        if code not in ('u1',b'u1'): raise CifarFastError(f'an array of type {code!r} instead of bytes')
-    def __setstate__(self, state): pass
-
-def _encode(s, encoding):
-    if encoding not in ('latin1',b'latin1'): raise CifarFastError(f'text in {encoding!r}')
-    return s.encode('latin1')
-
-_may_ask = {('numpy','ndarray'): _Bytes, ('numpy','dtype'): _UInt8, ('_codecs','encode'): _encode,
-            **{(f'numpy.{o}.multiarray','_reconstruct'): lambda *args: _Bytes() for o in ('core','_core')}}
+_may_ask = {('numpy','ndarray'): _Noted, ('numpy','dtype'): _Noted, ('_codecs','encode'): str.encode,
+            **{(f'numpy.{o}.multiarray','_reconstruct'): _Noted for o in ('core','_core')}}
 
 # %% ../nbs/02_data.ipynb #3f2aa0f1
 class _Unpickler(pickle.Unpickler):
@@ -282,157 +204,138 @@ class _Unpickler(pickle.Unpickler):
         return _may_ask[module,name]
 
 def _unpickle(name, b):
-    "The dictionary in the bytes `b` of one of CIFAR's files"
+    "The dictionary in the bytes `b` of one of CIFAR's files; an array of bytes in it is one"
     try:
         d = _Unpickler(io.BytesIO(b), encoding='bytes').load()
-        return {k.decode() if isinstance(k, bytes) else k: v for k,v in d.items()}
+        d = {k.decode() if isinstance(k, bytes) else k: v for k,v in d.items()}
+        if isinstance(o := d.get('data'), _Noted) and o.state:
+            _,shape,dtype,fortran,pixels = o.state
+            if dtype.args[0] not in ('u1',b'u1'): raise CifarFastError(f'an array of type {dtype.args[0]!r} instead of bytes')
+            d['data'] = np.frombuffer(pixels, np.uint8).reshape(shape, order='F' if fortran else 'C')
+        return d
     except Exception as e: raise CifarFastError(f'{name} is not a CIFAR batch: {_line(e)}') from e
 
 # %% ../nbs/02_data.ipynb #b5cf94d1
-def _pixels(name, d, vocab, key):
-    'Images N×32×32×3 and labels of the batch `d`'
-    x,y = (d['data'] if isinstance(d.get('data'), _Bytes) else _Bytes).a,d.get(key)
-    bad = (f"'data' should be N rows of 3072 bytes, and is {x.shape}" if x.ndim!=2 or x.shape[1]!=3072 else
+def _pixels(name, b, vocab, key):
+    'Images N×32×32×3 and labels of the batch in the bytes `b`'
+    d = _unpickle(name, b)
+    x,y = d.get('data'),d.get(key)
+    if not isinstance(x, np.ndarray): x = np.empty(0)
+    bad = (f"'data' should be N rows of 3072 bytes, and is {x.shape}" if x.shape[1:]!=(3072,) else
            f'{key!r} should be a list of {len(x)} labels' if not isinstance(y, list) or len(y)!=len(x) else
            f'{key!r} should be numbers from 0 to {len(vocab)-1}' if not all(type(o) is int and 0<=o<len(vocab) for o in y) else None)
     if bad: raise CifarFastError(f'{name} is not a CIFAR batch: {bad}')
     return np.ascontiguousarray(x.reshape(-1,3,32,32).transpose(0,2,3,1)),np.array(y, dtype=np.int64)
 
-# %% ../nbs/02_data.ipynb #0669fb27
-def _class_names(name, d, key):
-    vs = d.get(key)
-    if not isinstance(vs, list) or not vs or not all(isinstance(v, (bytes,str)) for v in vs):
-        raise CifarFastError(f'{name} should hold the names of the classes as {key!r}')
-    return [v.decode(errors='replace') if isinstance(v, bytes) else v for v in vs]
-
 # %% ../nbs/02_data.ipynb #99e1b844
-def _find_batches(names, where):
-    "The folder of CIFAR's batches among `names` and what its files are called, or `None`"
-    have = {}
-    for n in names: have.setdefault(n.rpartition('/')[0], set()).add(n.rpartition('/')[2])
-    for root,fs in sorted(have.items(), key=lambda o: len(o[0])):
-        spec = _batches10 if fs & {'batches.meta','data_batch_1'} else _batches100 if fs>={'train','meta'} else None
-        if not spec: continue
-        lost = [f for f in (*spec['train'],*spec['test'],spec['meta']) if f not in fs]
-        if lost: raise CifarFastError(f"{where} lacks {', '.join(lost)} of CIFAR's batches")
-        return root+'/'*bool(root),spec
+def _batch_arrays(files, where, size):
+    "The arrays and class names in the shallowest folder of CIFAR's batches among `files`, name → bytes, or `None`"
+    folders = {}
+    for n in files: folders.setdefault(n.rpartition('/')[0], set()).add(n.rpartition('/')[2])
+    for root,have in sorted(folders.items(), key=lambda o: len(o[0])):
+        spec = _batches10 if have & {'batches.meta','data_batch_1'} else _batches100 if have>={'train','meta'} else None
+        if spec: break
+    else: return
+    lost = [f for f in (*spec['train'],*spec['test'],spec['meta']) if f not in have]
+    if lost: raise CifarFastError(f"{where} lacks {', '.join(lost)} of CIFAR's batches")
+    if root: root += '/'
+    def named(f): return f'{where}/{root}{f}',files.pop(root+f)
+    name,b = named(spec['meta'])
+    vocab = _unpickle(name, b).get(spec['vocab'])
+    if not isinstance(vocab, list) or not vocab or not all(isinstance(v, (bytes,str)) for v in vocab):
+        raise CifarFastError(f"{name} should hold the names of the classes as {spec['vocab']!r}")
+    vocab,res = [v.decode(errors='replace') if isinstance(v, bytes) else v for v in vocab],[]
+    for split in 'train','test':
+        xs,ys = zip(*(_pixels(*named(f), vocab, spec['y']) for f in spec[split]))
+        if size not in (None,32): xs = [np.stack([image_array(o, size) for o in x]) for x in xs]
+        res += [np.concatenate(o) if len(o)>1 else o[0] for o in (xs,ys)]  # CIFAR-100 is one batch of 150 MB: no copy
+    return *res,vocab
 
-# %% ../nbs/02_data.ipynb #298df9bd
-def _read_batches(src, root, spec, size):
-    "The arrays of CIFAR's batches in `src`"
-    def pixels(n, b):
-        d,b = _unpickle(n, b),None  # CIFAR-100 is one batch of 150 MB: drop the file before the pixels are put in order
-        return _pixels(n, d, vocab, spec['y'])
-    meta = dict(src.read([root+spec['meta']], _unpickle)).popitem()[1]
-    vocab = _class_names(f"{src.path}/{root}{spec['meta']}", meta, spec['vocab'])
-    parts = dict(src.read([root+f for f in spec['train']+spec['test']], pixels))
-    def joined(split, i): return np.concatenate(arrs) if len(arrs := [parts[root+f][i] for f in spec[split]])>1 else arrs[0]
-    x,y = ([joined(s, i) for s in ('train','test')] for i in range(2))
-    if size not in (None,32): x = [np.stack([image_array(Image.fromarray(o), size) for o in xs]) for xs in x]
-    return x[0],y[0],x[1],y[1],vocab
+# %% ../nbs/02_data.ipynb #1306095a
+def _read(path, size):
+    'The arrays in the folder or archive at `path`, and the names of the classes'
+    ims,files = {},{}
+    for n,o in tqdm(_decoded(path, size), desc=f'reading {path.name}', unit=' files', delay=3, leave=False):
+        if isinstance(o, bytes): files[n] = o
+        else:
+            ims[n] = o
+            n1,o1 = first(ims.items())
+            (h,w,_),(h1,w1,_) = o.shape,o1.shape
+            if (h,w)!=(h1,w1): raise CifarFastError(f'the images in {path} differ in size: {n1} is {w1}×{h1} and {n} is {w}×{h}. '
+                                                    f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
+    res = _image_arrays(ims, path) or _batch_arrays(files, path, size)
+    if res: return res
+    raise CifarFastError(f'no data set in {path}: expected images in train/<class>/ and test/<class>/ (or valid, val), '
+                         "or CIFAR's pickled batches")
 
 # %% ../nbs/02_data.ipynb #b9926213
 _cifar10_url = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 _cifar10_sha256 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
+_timeout = 30 # seconds without a byte
 
-def _fetch_cifar10(
-    path:Path # Where the archive shall be
-):
+def _fetch_cifar10(path):
     'Download the archive of CIFAR-10 to `path` unless it is there, whole'
-    if path.is_file() and _Archive(path).key==_cifar10_sha256: return
+    if path.is_file() and _key(path)==_cifar10_sha256: return
     ways = f'Download {_cifar10_url} elsewhere and give its path with --data PATH, or use --data shapes10, which needs no network'
+    timeout = socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix='download') as d:
-            f = Path(d)/path.name
-            download_url(_cifar10_url, f, timeout=30)
-            key = _Archive(f).key
-            if key!=_cifar10_sha256:
-                raise CifarFastError(f'what came from {_cifar10_url} is not CIFAR-10: its SHA-256 starts with {key[:8]}, not with '
-                                     f'{_cifar10_sha256[:8]}. {ways}')
-            os.replace(f, path)
-    except (OSError,HTTPException,NameError) as e:  # NameError: what fastcore 1.14 makes of a download that is cut short
-        raise CifarFastError(f"cannot download CIFAR-10: {'it was cut short' if isinstance(e, NameError) else _line(e)}. {ways}") from e
-
-# %% ../nbs/02_data.ipynb #b91be222
-_version = 1 # of the cache's format and of everything above that decides a pixel
-_fields = 'train_x','train_y','test_x','test_y','vocab'
-
-def _load(entry):
-    'What `_save` wrote to `entry`, or `None`'
-    try:
-        with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
-        return {**d, 'vocab': d['vocab'].tolist(), 'fingerprint': str(d['fingerprint'])}
-    except Exception: return # none there, or half of one, or another program's: it can be made again
-
-def _save(entry, d):
-    'Write the arrays and strings `d` to `entry`'
-    try:
-        with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **d)
-    except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
-
-# %% ../nbs/02_data.ipynb #1306095a
-def _read(src, size):
-    'The arrays in the folder or archive `src`, with their fingerprint'
-    found = _find_images(src.names, src.path)
-    if found: res = _read_images(src, *found, size)
-    elif found := _find_batches(src.names, src.path): res = _read_batches(src, *found, size)
-    else: raise CifarFastError(f'no data set in {src.path}: expected images in train/<class>/ and test/<class>/ (or valid, val), '
-                               "or CIFAR's pickled batches")
-    return dict(zip(_fields, res), fingerprint=_fingerprint(*res))
-
-# %% ../nbs/02_data.ipynb #d845352e
-def _draw(size):
-    'The arrays of `shapes10`, masks included'
-    o = shapes10(size=size or 32)
-    d = {k: getattr(o, k) for k in _fields}
-    return dict(d, fingerprint=_fingerprint(**d), train_mask=o.train_mask, test_mask=o.test_mask)
+        socket.setdefaulttimeout(_timeout)
+        download_url_to_file(_cifar10_url, str(path), _cifar10_sha256)
+    except (OSError,HTTPException,RuntimeError) as e:
+        why = 'what came is not CIFAR-10, or not all of it: its SHA-256 is another' if isinstance(e, RuntimeError) else _line(e)
+        raise CifarFastError(f'cannot download CIFAR-10: {why}. {ways}') from e
+    finally: socket.setdefaulttimeout(timeout)
 
 # %% ../nbs/02_data.ipynb #e595d996
-def _source(source, cache):
-    'The name and key of `source`, and a function of `size` that reads it'
-    if source=='shapes10':
+def _source(data, cache):
+    'Name and key of `data`, and a function that reads it: of `size`, it gives the arrays by the names of the fields of `ImageArrays`'
+    if data=='shapes10':
         code = Path(inspect.getfile(inspect.unwrap(shapes10))).read_bytes()+np.__version__.encode()
-        return source,hashlib.sha256(code).hexdigest(),_draw
-    if source=='cifar10':
+        return data,hashlib.sha256(code).hexdigest(),lambda size: shapes10(size=size or 32)._asdict()
+    def read(size): return dict(zip(('train_x','train_y','test_x','test_y','vocab'), _read(path, size)))
+    if data=='cifar10':
         path = cache/_cifar10_url.rpartition('/')[2]
-        def read(size):
-            _fetch_cifar10(path)
-            return _read(_Archive(path), size)
-        return source,_cifar10_sha256,read
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise CifarFastError(f'no folder or archive {source}, and no built-in data set of that name: those are cifar10 and shapes10')
+        return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or read(size)
+    path = Path(data).expanduser()
+    if not (path.is_dir() or path.is_file()):
+        raise CifarFastError(f'no folder or archive {data}, and no built-in data set of that name: those are cifar10 and shapes10')
     name = path.resolve().name
-    if path.is_file(): name = re.sub(r'(\.tar)?\.\w+$', '', name)
-    try:
-        src = _Folder(path) if path.is_dir() else _Archive(path)
-        return name,src.key,partial(_read, src)
-    except OSError as e: raise CifarFastError(f'cannot read {e.filename or path}: {e.strerror}') from e
+    return re.sub(r'(\.tar)?\.\w+$', '', name) if path.is_file() else name,_key(path),read
 
 # %% ../nbs/02_data.ipynb #36fab780
+_version = 2 # of the cache's format and of everything above that decides a pixel
+
 def load_images(
-    source:str|Path='cifar10', # 'cifar10', 'shapes10', or the path of a folder or archive (.zip, .tar, .tar.gz, .tgz, .tar.xz)
-    size:int=None,             # Resize images to `size`×`size` pixels; `None` keeps them, and then all must have one size
-    cache:str|Path=None        # Folder to remember arrays in; default: $CIFAR_FAST_CACHE, else ~/.cache/cifar_fast
+    data:str|Path='cifar10', # 'cifar10', 'shapes10', or the path of a folder or archive (.zip, .tar, .tar.gz, .tgz, .tar.xz)
+    size:int=None,           # Resize images to `size`×`size` pixels; `None` keeps them, and then all must have one size
+    cache:str|Path=None      # Folder to remember arrays in; default: $CIFAR_FAST_CACHE, else ~/.cache/cifar_fast
 )->ImageArrays: # The whole data set
     'Read a data set, or get it from the cache if it was read before'
     if size is not None and size<1: raise CifarFastError(f'size should be a number of pixels, not {size}')
     cache = Path(cache or os.environ.get('CIFAR_FAST_CACHE') or '~/.cache/cifar_fast').expanduser()
-    name,key,read = _source(source, cache)
-    entry = cache/f"{key[:24]}-{size or 'as-is'}-v{_version}.npz"
-    if not (d := _load(entry)):
-        d = read(size)
-        _save(entry, d)
-    return ImageArrays(**d, name=name)
+    try:
+        name,key,read = _source(data, cache)
+        entry = cache/f"{key[:24]}-{size or 'as-is'}-v{_version}.npz"
+        try:
+            with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
+            return ImageArrays(**{**d, 'vocab': d['vocab'].tolist(), 'fingerprint': str(d['fingerprint'])}, name=name)
+        except Exception: pass  # no entry, or half of one, or another program's
+        ims = ImageArrays(**read(size), name=name)
+    except OSError as e: raise CifarFastError(f'cannot read {e.filename or data}: {e.strerror}') from e
+    try:
+        d = {k: v for k,v in vars(ims).items() if k!='name' and v is not None}
+        with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **d)
+    except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
+    return ims
 
 # %% ../nbs/02_data.ipynb #e5717f07
 def split_valid(
     y:np.ndarray,         # Labels, one for each image
-    valid_pct:float=.1,   # Share of every class to hold out, between 0 and 1
+    valid_pct:float=.1,   # Fraction of every class to hold out, between 0 and 1
     seed:int=42           # The same seed gives the same split
 )->tuple: # Indices of the training images, and of the validation images; int64, sorted
-    'Split images into training and validation, with the same share of every class'
+    'Split images into training and validation, with the same fraction of every class'
     if not 0<valid_pct<1: raise CifarFastError(f'valid_pct should lie between 0 and 1, not at {valid_pct}')
     y,rng = np.asarray(y),np.random.default_rng(seed)
     held = np.zeros(len(y), bool)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from .core import *
 import glob
 import torch.nn.functional as F
-from PIL import Image,ImageOps
+from PIL import Image
 from fastai.basics import *
 from .data import *
 from .runs import *
@@ -17,7 +17,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['find_pictures', 'read_picture', 'run_data', 'net_input', 'plot_explained', 'explain']
+__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'explain']
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
@@ -43,16 +43,6 @@ def find_pictures(
     if not res: raise CifarFastError('no image to explain: name files, folders or patterns')
     return list(res)
 
-# %% ../nbs/21_explain.ipynb #14201c36
-def read_picture(
-    path:str|Path # A file in any format that Pillow reads
-)->np.ndarray: # RGB, uint8, H×W×3
-    'The image in a file, upright; a `CifarFastError` that names the file if it is none'
-    try:
-        with Image.open(path) as im: return image_array(ImageOps.exif_transpose(im))
-    except Exception as e:  # what Pillow raises on a damaged file depends on its format
-        raise CifarFastError(f'cannot read the image {path}: {(str(e) or repr(e)).splitlines()[0]}. Replace it or take it out') from e
-
 # %% ../nbs/21_explain.ipynb #dbdeff7d
 def run_data(
     run:Run # A run
@@ -64,15 +54,18 @@ def run_data(
     if lost: raise CifarFastError(f'{run.path} was written by another version of cifar_fast: it does not say the {what} of its data')
     return d
 
-# %% ../nbs/21_explain.ipynb #ea4c98c1
-def net_input(
-    images:list, # Arrays, RGB, uint8, H×W×3, of any size
-    data:dict    # What `run_data` gave
-)->Tensor: # N×3×size×size, normalised
-    'One batch of `images` as the net of a run sees them'
-    x = np.stack([image_array(Image.fromarray(o), data['size']) for o in images])
-    mean,std = (torch.tensor(data[k]) for k in ('mean','std'))
-    return ((torch.from_numpy(x)/255-mean)/std).permute(0,3,1,2)
+# %% ../nbs/21_explain.ipynb #39f2f67f
+class PixelNet(nn.Module):
+    'A net that takes RGB pixels from 0 to 1 and normalises them itself'
+    def __init__(self,
+        model:nn.Module, # Takes normalised images N×3×H×W
+        mean:list,       # Of each channel, on the scale of the pixels
+        std:list         # The same
+    ):
+        super().__init__()
+        self.model = model
+        for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.tensor(v).view(1,3,1,1))
+    def forward(self, x): return self.model((x-self.mean)/self.std)
 
 # %% ../nbs/21_explain.ipynb #853cbbdb
 def _shrink(img, most=1024):
@@ -111,14 +104,14 @@ def _row(path, name, probs, classes, k, shown, empty):
     return dict(image=str(path), picture=name, **best, explained=classes[shown], evidence=not empty)
 
 # %% ../nbs/21_explain.ipynb #ff634def
-def _explained(model, data, files, layer, target, bs):
+def _explained(net, files, size, layer, target, bs):
     'For each file its image, its map, the probabilities, the class that the map explains, and whether there is no evidence for it'
     for some in chunked(files, bs):
-        imgs,xs = zip(*((_shrink(img),net_input([img], data)) for img in map(read_picture, some)))
-        x = torch.cat(xs).to(default_device())
-        with torch.no_grad(): probs = to_np(F.softmax(model(x).float(), 1))
+        imgs,xs = zip(*((_shrink(img),image_array(img, size)) for img in map(read_image, some)))
+        x = torch.from_numpy(np.stack(xs)).permute(0,3,1,2).to(default_device())/255
+        with torch.no_grad(): probs = to_np(F.softmax(net(x).float(), 1))
         shown = probs.argmax(1) if target is None else np.full(len(imgs), target)
-        cams = grad_cam(model, x, layer, shown)
+        cams = grad_cam(net, x, layer, shown)
         yield from zip(some, imgs, to_np(cams), probs, shown, to_np(cams.empty))
 
 # %% ../nbs/21_explain.ipynb #e278ef52
@@ -133,15 +126,15 @@ def explain(
 )->list: # One dict an image: file, picture, most probable classes, the class that was explained, was there evidence for it?
     'Show what a run makes of images, and where it saw it: one picture for each, and a table'
     if not isinstance(run, Run): run = Run(run)
-    data,model,rows = run_data(run),run_model(run).to(default_device()),[]
-    vocab = data['classes']
+    data,model,rows = run_data(run),run_model(run),[]
+    vocab,net = data['classes'],PixelNet(model, data['mean'], data['std']).to(default_device())
     check_value(isinstance(k, int) and 1<=k<=len(vocab), 'k', k, f'a number of classes, 1 to {len(vocab)}')
     if isinstance(target, str) and target not in vocab and target.isdigit(): target = int(target)
     if target is not None: target = class_number(vocab, target)
-    if layer is not None: find_layer(model, layer)
+    if layer is not None: layer = find_layer(model, layer)[1]
     files,out = find_pictures(paths),check_free(out)
-    for f in files: read_picture(f)
-    for i,(f,img,cam,probs,shown,empty) in enumerate(_explained(model, data, files, layer, target, bs), 1):
+    for f in files: read_image(f)
+    for i,(f,img,cam,probs,shown,empty) in enumerate(_explained(net, files, data['size'], layer, target, bs), 1):
         name = f'{i:0{len(str(len(files)))}}-{f.stem[:60]}.png'
         fig = plot_explained(img, cam, probs, vocab, shown, k, f.name if len(f.name)<=30 else f.name[:29]+'…')[0].figure
         with atomic_write(out/name) as tmp: fig.savefig(tmp, format='png', dpi=110)

@@ -14,33 +14,7 @@ from .train import *
 from .explain import *
 
 # %% auto #0
-__all__ = ['PixelNet', 'check_onnx', 'export_run']
-
-# %% ../nbs/22_export.ipynb #dc6df476
-class PixelNet(nn.Module):
-    'A net that takes RGB pixels from 0 to 1 and normalises them itself'
-    def __init__(self,
-        model:nn.Module, # Takes normalised images N×3×H×W
-        mean:list,       # Of each channel, on the scale of the pixels
-        std:list         # The same
-    ):
-        super().__init__()
-        self.model = model
-        for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.tensor(v).view(1,3,1,1))
-    def forward(self, x): return self.model((x-self.mean)/self.std)
-
-# %% ../nbs/22_export.ipynb #faf381d6
-def _about(run, data):
-    'What an exported file says about itself'
-    r = run_recipe(run)
-    return {k: v if isinstance(v, str) else json.dumps(v) for k,v in
-            dict(model=r.model, model_args=r.model_args, **{k: data[k] for k in ('classes','mean','std','size')}).items()}
-
-# %% ../nbs/22_export.ipynb #35b68cd2
-def _need_onnx():
-    'Raise a `CifarFastError` unless what ONNX needs is installed'
-    lost = [o for o in ('onnx','onnxscript','onnxruntime') if importlib.util.find_spec(o) is None]
-    if lost: raise CifarFastError(f"ONNX needs {', '.join(lost)}: pip install 'cifar_fast[onnx]', or export without it")
+__all__ = ['check_onnx', 'export_run']
 
 # %% ../nbs/22_export.ipynb #1da33843
 def _onnx(net, x, path, about):
@@ -87,8 +61,11 @@ def export_run(
     'Write the weights of `run` as model.safetensors, its net as model.onnx, and its learner as learner.pkl'
     if not isinstance(run, Run): run = Run(run)
     data,model,out = run_data(run),run_model(run),check_free(out)
-    about,size,files = _about(run, data),data['size'],{}
-    if onnx: _need_onnx()
+    r,size,files = run_recipe(run),data['size'],{}
+    about = dict(model=r.model, model_args=r.model_args, **{k: data[k] for k in ('classes','mean','std','size')})
+    about = {k: v if isinstance(v, str) else json.dumps(v) for k,v in about.items()}
+    lost = [o for o in ('onnx','onnxscript','onnxruntime') if onnx and importlib.util.find_spec(o) is None]
+    if lost: raise CifarFastError(f"ONNX needs {', '.join(lost)}: pip install 'cifar_fast[onnx]', or export without it")
     if learner: learn = run_learner(run)
     if onnx:
         net = PixelNet(model, data['mean'], data['std']).eval()

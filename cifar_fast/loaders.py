@@ -35,7 +35,7 @@ class ReadImage(Transform):
     ):
         'A uint8 array of `size` × `size` × 3'
         if isinstance(o, np.ndarray) and o.dtype==np.uint8 and o.shape==(self.size,self.size,3): return o
-        return image_array(PILImage.create(o), self.size)
+        return (image_array if isinstance(o, (np.ndarray,Image.Image)) else read_image)(o, self.size)
 
 # %% ../nbs/05_loaders.ipynb #86e4ef76
 class ClassNumber(Categorize):
@@ -78,10 +78,10 @@ class ImageDL(ArrayDL):
 pipelines = dict(item=ImageDL, device=DeviceDL)
 
 def cifar_dls(
-    source:str|Path|ImageArrays='cifar10', # What `load_images` takes, or what it gave
+    data:str|Path|ImageArrays='cifar10', # What `load_images` takes, or what it gave
     bs:int=512,                  # Images in a batch
     policy:str='assignment',     # Augmentation of the training images; see `policies`
-    valid_pct:float=0.,          # Share of the training images kept apart for validation, the same for each class
+    valid_pct:float=0.,          # Fraction of the training images kept apart for validation, the same for each class
     size:int=None,               # Resize images to this many pixels a side; None: leave them
     seed:int=42,                 # Decides which images are kept apart
     num_workers:int=0,           # Processes that augment items; 0: this one, which is best on a CPU that also trains
@@ -91,17 +91,16 @@ def cifar_dls(
 )->DataLoaders: # Training; validation, if any; test
     '`DataLoaders` of a data set, augmented by `policy` and normalised with its own statistics'
     dl_type = choose(pipeline, pipelines, 'pipeline')
-    check_value(pipeline=='item' or not num_workers, 'num_workers', num_workers, "0, or pipeline='item': only single items are augmented by workers")
-    ims = source if isinstance(source, ImageArrays) else load_images(source, size)
-    idx,n,n_test = np.arange(len(ims.train_y)),len(ims.train_y),len(ims.test_y)
-    parts = [*(split_valid(ims.train_y, valid_pct, seed) if valid_pct else [idx]), n+np.arange(n_test)]
-    if not 1<=bs<=len(parts[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(parts[0])}, the number of training images')
-    items = [*zip(ims.train_x, ims.train_y.tolist()), *zip(ims.test_x, ims.test_y.tolist())]
-    h,w = ims.train_x.shape[1:3]
+    check_value(pipeline=='item' or not num_workers, 'num_workers', num_workers, "0, or pipeline='item': workers augment single items")
+    ims = data if isinstance(data, ImageArrays) else load_images(data, size)
+    n,h,w,_ = ims.train_x.shape
+    splits = [*(split_valid(ims.train_y, valid_pct, seed) if valid_pct else [np.arange(n)]), n+np.arange(len(ims.test_y))]
+    if not 1<=bs<=len(splits[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(splits[0])}, the number of training images')
     if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
     mean,std = image_stats(ims.train_x)
     tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
-    ds = ImageItems(items, tfms, splits=[o.tolist() for o in parts])
+    items = [*zip(ims.train_x, ims.train_y.tolist()), *zip(ims.test_x, ims.test_y.tolist())]
+    ds = ImageItems(items, tfms, splits=[o.tolist() for o in splits])
     args = policy,h,tuple(round(255*m) for m in mean)
     item_tfms,batch_tfms = ([AlbumentationsTransform(get_policy(*args))],[]) if pipeline=='item' else ([],batch_policy(*args))
     return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=num_workers, device=device or default_device(),

@@ -7,11 +7,9 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 import numpy as np
-from fastcore.all import *
-from .core import *
 
 # %% auto #0
-__all__ = ['shapes10_classes', 'draw_shapes', 'draw_shape', 'Shapes10', 'shapes10']
+__all__ = ['shapes10_classes', 'draw_shapes', 'Shapes10', 'shapes10']
 
 # %% ../nbs/01_shapes.ipynb #e27457b8
 shapes10_classes = 'arrow circle crescent cross heart hourglass ring square star triangle'.split()
@@ -20,12 +18,9 @@ shapes10_classes = 'arrow circle crescent cross heart hourglass ring square star
 def _disc(x, y, r): return np.sqrt(x*x+y*y) - r
 def _box(x, y, w, h): return np.maximum(abs(x)-w, abs(y)-h)
 
-# %% ../nbs/01_shapes.ipynb #7bc4bdb4
-def _star(x, y):
-    a = 2*np.pi/5*np.arange(5)
-    return np.sort([x*np.sin(o)+y*np.cos(o) for o in a], axis=0)[-2] - np.cos(2*np.pi/5)
-
 # %% ../nbs/01_shapes.ipynb #4674dec6
+_fifths = 2*np.pi/5*np.arange(5)
+
 _outlines = dict(
     arrow     = lambda x,y: np.minimum(np.maximum(-x, .6*(x-1)+.8*abs(y)), _box(x+.45, y, .55, .27)),
     circle    = lambda x,y: _disc(x, y, 1),
@@ -35,7 +30,7 @@ _outlines = dict(
     hourglass = lambda x,y: np.maximum(abs(y)-1, .8*(abs(x)-.1)-.6*abs(y)),
     ring      = lambda x,y: abs(_disc(x, y, .75)) - .25,
     square    = lambda x,y: _box(x, y, 1, 1),
-    star      = _star,
+    star      = lambda x,y: np.sort([x*np.sin(o)+y*np.cos(o) for o in _fifths], axis=0)[-2] - np.cos(2*np.pi/5),
     triangle  = lambda x,y: np.maximum(.75**.5*abs(x)+.5*y, -y) - .5)
 
 # %% ../nbs/01_shapes.ipynb #31933dec
@@ -47,19 +42,18 @@ def _area(cls):
 # %% ../nbs/01_shapes.ipynb #b5989cce
 _reach = .96  # of any shape from its centre, in units of the root of its area
 
-def _grid(size):
+def _axes(size, angle=0., cx=0., cy=0.):
+    'Coordinates of the pixels from axes through (`cx`, `cy`) that are turned by `angle`'
     g = (np.arange(size)+.5)*32/size - 16
-    return g[None,None],g[None,:,None]
-
-def _turn(x, y, angle): return np.cos(angle)*x + np.sin(angle)*y, np.cos(angle)*y - np.sin(angle)*x
+    x,y = g[None,None]-cx,g[None,:,None]-cy
+    return np.cos(angle)*x + np.sin(angle)*y, np.cos(angle)*y - np.sin(angle)*x
 
 # %% ../nbs/01_shapes.ipynb #8b74fc02
 def _place(labels, rng, size):
     n = len(labels)
     root = np.sqrt(rng.uniform(100, 200, (n,1,1)))
     cx,cy = rng.uniform(-1, 1, (2,n,1,1)) * (15-_reach*root)
-    x,y = _grid(size)
-    x,y = _turn(x-cx, y-cy, rng.uniform(0, 2*np.pi, (n,1,1)))
+    x,y = _axes(size, rng.uniform(0, 2*np.pi, (n,1,1)), cx, cy)
     d = np.empty((n,size,size))
     for i in np.unique(labels):
         k,c = labels==i,shapes10_classes[i]
@@ -70,11 +64,10 @@ def _place(labels, rng, size):
 # %% ../nbs/01_shapes.ipynb #acb244bb
 def _texture(n, rng, size):
     'Gray fields in -1…1'
-    x,y = _grid(size)
     angle,angle2,phase = rng.uniform(0, 2*np.pi, (3,n,1,1))
-    wave  = np.sin(rng.uniform(.3, 1.2, (n,1,1))*_turn(x, y, angle)[0] + phase)
-    slope = _turn(x, y, angle2)[0] / (16*2**.5)
-    hats  = np.maximum(0, 1-abs((x[0,0,:,None]+16)/8-np.arange(5)))
+    wave  = np.sin(rng.uniform(.3, 1.2, (n,1,1))*_axes(size, angle)[0] + phase)
+    slope = _axes(size, angle2)[0] / (16*2**.5)
+    hats  = np.maximum(0, 1-abs((_axes(size)[0][0,0,:,None]+16)/8-np.arange(5)))
     soft  = hats @ rng.uniform(-1, 1, (n,5,5)) @ hats.T
     a,b,c = rng.dirichlet((1,1,1), n).T[...,None,None]
     return a*wave + b*slope + c*soft
@@ -82,11 +75,10 @@ def _texture(n, rng, size):
 # %% ../nbs/01_shapes.ipynb #b0030e60
 def _bars(n, rng, size):
     'Signed distances, one bar in each'
-    x,y = _grid(size)
     cx,cy = rng.uniform(-16, 16, (2,n,1,1))
     half = rng.uniform(-12, 12, (n,1,1)).clip(0)
     radius = rng.uniform(.7, 2, (n,1,1))
-    x,y = _turn(x-cx, y-cy, rng.uniform(0, 2*np.pi, (n,1,1)))
+    x,y = _axes(size, rng.uniform(0, 2*np.pi, (n,1,1)), cx, cy)
     return _disc(np.maximum(0, abs(x)-half), y, radius)
 
 # %% ../nbs/01_shapes.ipynb #6e583426
@@ -132,16 +124,6 @@ def draw_shapes(
     img = np.rint(255*img.clip(0, 1)).astype(np.uint8)
     return np.ascontiguousarray(img.transpose(0,2,3,1)),dist<=0
 
-# %% ../nbs/01_shapes.ipynb #1be1f146
-def draw_shape(
-    cls:str,                 # One of `shapes10_classes`
-    rng:np.random.Generator, # Where the randomness comes from
-    size:int=32              # Height and width in pixels
-)->tuple: # Image, uint8 size×size×3, and mask, bool size×size
-    'Draw one image of a `cls`, and the mask of the shape'
-    x,m = draw_shapes([shapes10_classes.index(choose(cls, shapes10_classes, 'shape'))], rng, size)
-    return x[0],m[0]
-
 # %% ../nbs/01_shapes.ipynb #6c617c57
 class Shapes10(NamedTuple):
     'Images of `shapes10` (uint8, n×size×size×3), labels (int64, indices into `vocab`), masks of the shapes (bool, n×size×size)'
@@ -154,12 +136,6 @@ class Shapes10(NamedTuple):
     vocab:list            # The ten class names
 
 # %% ../nbs/01_shapes.ipynb #4de0d66d
-def _split(n, seq, size):
-    rng = np.random.Generator(np.random.PCG64(seq))
-    y = rng.permutation(np.arange(n, dtype=np.int64)%10)
-    x,m = zip(*[draw_shapes(o, rng, size) for o in np.split(y, range(100, n, 100))])
-    return np.concatenate(x),y,np.concatenate(m)
-
 def shapes10(
     n_train:int=6000, # Number of training images
     n_test:int=2000,  # Number of test images
@@ -167,5 +143,11 @@ def shapes10(
     seed:int=0        # The same seed gives the same images
 )->Shapes10:
     'Draw the data set'
-    (x,y,m),(tx,ty,tm) = [_split(n, s, size) for n,s in zip((n_train,n_test), np.random.SeedSequence(seed).spawn(2))]
+    splits = []
+    for n,seq in zip((n_train,n_test), np.random.SeedSequence(seed).spawn(2)):
+        rng = np.random.Generator(np.random.PCG64(seq))
+        y = rng.permutation(np.arange(n, dtype=np.int64)%10)
+        x,m = zip(*[draw_shapes(o, rng, size) for o in np.split(y, range(100, n, 100))])
+        splits.append((np.concatenate(x),y,np.concatenate(m)))
+    (x,y,m),(tx,ty,tm) = splits
     return Shapes10(x, y, tx, ty, m, tm, list(shapes10_classes))
