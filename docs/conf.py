@@ -1,0 +1,186 @@
+"The site, by Sphinx, MyST-NB and furo from the notebooks as they were saved: nothing runs, nothing is fetched"
+import ast,html,importlib,inspect,json,re
+from configparser import ConfigParser
+from pathlib import Path
+from docutils import nodes
+from fastcore.docments import docments
+from latex2mathml.converter import convert
+from nbformat.v4 import new_markdown_cell
+from nbdev.doclinks import NbdevLookup,patch_name
+from sphinx import addnodes
+from sphinx.builders.html import StandaloneHTMLBuilder
+from sphinx.util.inspect import object_description,stringify_signature
+
+root = Path(__file__).resolve().parent.parent
+config = ConfigParser(delimiters=['='])
+config.read(root/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+lib,blob = cfg['lib_name'],f"{cfg['git_url']}/blob/{cfg['branch']}"
+
+project,author,copyright,html_title,root_doc,html_theme = cfg['title'],cfg['author'],cfg['copyright'],cfg['title'],'nbs/index','furo'
+extensions = ['myst_nb','sphinx_copybutton','sphinx.ext.linkcode']
+include_patterns,exclude_patterns = ['nbs/**.ipynb','docs/*.md','C*.md'],['**.ipynb_checkpoints']
+html_static_path,html_css_files,html_copy_source = ['site.css'],['site.css'],False
+html_favicon,html_baseurl = 'images/icon.svg',cfg['doc_host']+cfg['doc_baseurl'].rstrip('/')
+html_theme_options = dict(source_repository=cfg['git_url'], source_branch=cfg['branch'], source_directory='')
+nb_execution_mode,nb_merge_streams,html_math_renderer,suppress_warnings = 'off',True,'mathml',['myst.header']
+myst_enable_extensions,myst_heading_anchors = ['colon_fence','dollarmath'],4
+groups = dict(Overview='self /docs/architecture /docs/results /docs/speed /CHANGELOG /CONTRIBUTING', Tutorials='tutorials/*',
+              Explanations='explanations/*', Modules='[0-9]*')
+fastai = NbdevLookup(incl_libs=('fastai','fastcore'), strip_libs=('fastai','fastcore'))
+rooms,objects,heads = {},{},{}  # of a module its page and imports, of a name its object, of a page its title and subtitle
+
+# --- What is told of a symbol
+
+def public(name): return not any(o.startswith('_') for o in name.split('.'))
+def code(s): return '`' + s.replace('|', '\\|') + '`' if s else ''
+def plain(s): return re.sub(r"<(?:built-in )?(?:function|method|class) '?(?:[\w.]+\.)?(\w+).*?>", r'\1', s)
+def anno(o): return '' if o is inspect.Parameter.empty else (o if isinstance(o, str) else inspect.formatannotation(o)).replace(' | ', '|')
+
+def defined(o):
+    "The names that a statement defines: a function, a class, a patched method, constants"
+    if isinstance(o, (ast.FunctionDef,ast.ClassDef)): return [patch_name(o)]
+    return [n.id for t in o.targets for n in ast.walk(t) if isinstance(n, ast.Name)] if isinstance(o, ast.Assign) else []
+
+def table(params, docs, ret):
+    "The parameters as a Markdown table, if something is said of them"
+    def _row(p):
+        default = code(plain(object_description(p.default))) if p.default is not p.empty else '*required*' if p.kind<=1 else ''
+        return f'| {code(p.name)} | {code(anno(p.annotation))} | {default} | {docs.get(p.name) or ""} |'
+    rows = [*map(_row, params), *([f'| *returns* | {code(ret)} | | {docs["return"]} |'] if docs.get('return') else [])]
+    return '\n'.join(['| Parameter | Type | Default | Meaning |\n|--|--|--|--|', *rows]) if any(docs.values()) else ''
+
+def entry(mod, name, node, src, fence='::::::'):
+    "Signature, docstring and table of a symbol as a directive, with those of the methods within a class"
+    if isinstance(node, ast.Assign): return f'{fence}{{py:data}} {name}\n{fence}\n'
+    obj,is_cls = mod,isinstance(node, ast.ClassDef)
+    for o in name.split('.'): obj = getattr(obj, o)
+    obj = objects[name] = getattr(obj, 'fget', None) or getattr(obj, '__func__', obj)
+    kind = 'class' if is_cls else 'property' if any('prop' in ast.unparse(o) for o in node.decorator_list) else 'function'
+    if is_cls and not {'__init__','__new__'} & set(vars(obj)): args,ret,tab = f'({", ".join(map(ast.unparse, node.bases))})','',''  # made as its base is
+    else:
+        sig = inspect.signature(obj)
+        sig = sig.replace(parameters=[p for k,p in sig.parameters.items() if k not in ('self','cls')])
+        args,ret = plain(stringify_signature(sig, show_annotation=False)),'' if is_cls else anno(sig.return_annotation)
+        docs = dict(re.findall(r'^ +(\w+):.*?# *(.*)$', src, re.M)) if hasattr(obj, '_fields') else docments(obj, args_kwargs=True)
+        tab = table(sig.parameters.values(), docs, ret)
+    head = name if kind=='property' else name+args+(f' -> {ret}' if ret else '')
+    methods = [o for o in node.body if is_cls and isinstance(o, ast.FunctionDef) and public(o.name) and ast.get_docstring(o)]
+    inner = '\n'.join(entry(mod, f'{name}.{o.name}', o, src, fence[1:]) for o in methods)
+    return f'{fence}{{py:{kind}}} {head}\n{ast.get_docstring(node) or ""}\n\n{tab}\n\n{inner}\n{fence}\n'
+
+# --- What becomes of a source when it is read
+
+def saved(o, alt):
+    "An output without the styles and bars that show progress, its pictures with words"
+    if 'text/html' in o.get('data', {}):
+        s = re.sub(r'(?s)<style.*?</style>|<progress.*?</progress>| border="1"', '', ''.join(o['data']['text/html']))
+        if not re.sub(r'<(?!img|svg).*?>|\s', '', s): return []
+        o['data']['text/html'] = re.sub(r'<img (?![^>]*\balt=)', f'<img alt="{html.escape(alt)}" ', s)
+    return [o]
+
+def code_cell(c, src, alt, mod):
+    "What a code cell is on the page: nothing, itself, or its documentation and its source to unfold"
+    dirs = dict(re.findall(r'^#\| *([\w-]+):? *(.*)$', src, re.M))
+    if {'hide','default_exp'} & set(dirs): return []
+    src = re.sub(r'^#\|.*\n?', '', src, flags=re.M)
+    shown = [(n,o) for o in ast.parse(src).body for n in defined(o)] if 'export' in dirs else []
+    docs = ''.join(entry(mod, n, o, src) for n,o in shown if public(n))
+    constants = shown and all(isinstance(o, ast.Assign) for _,o in shown)
+    title = 'Source' if docs else 'Source of '+', '.join(n for n,_ in shown) if shown else 'Imports' if 'export' in dirs else 'Code'
+    tags = ['remove-input']*(dirs.get('echo')=='false') + ['hide-input']*('code-fold' in dirs or 'export' in dirs and not constants)
+    meta = dict(tags=tags, mystnb=dict(image=dict(alt=alt), code_prompt_show=title, code_prompt_hide=title))
+    cell = dict(c, source=src, metadata=meta, outputs=[x for o in c['outputs'] for x in saved(o, alt)])
+    return [*([new_markdown_cell(docs)] if docs else []), cell]
+
+def notebook(docname, nb):
+    "The cells as MyST-NB shall show them"
+    srcs,cells,alt = [''.join(c['source']) for c in nb['cells']],[],''
+    name = next((m[1] for s in srcs if (m := re.match(r'#\| default_exp (\w+)', s))), None)
+    mod = importlib.import_module(f'{lib}.{name}') if name else None
+    if name: rooms[name] = docname,dict.fromkeys(o for s in srcs if s.startswith('#| export') for o in re.findall(rf'^from {lib}\.(\w+) import', s, re.M))
+    for c,s in zip(nb['cells'], srcs):
+        if c['cell_type']=='code': cells += code_cell(c, s, f'Figure in the section “{alt}”', mod)
+        else:
+            if mod and not alt: s = re.sub(r'^> .+$', rf'\g<0>\n\n[`{lib}.{name}`]({blob}/{cfg["lib_path"]}/{name}.py)', s, count=1, flags=re.M)
+            alt = re.sub('[`*]', '', (re.findall(r'^#+ (.+)$', s, re.M) or [alt])[-1])
+            cells.append(dict(c, source=s))
+    if docname==root_doc:
+        tocs = [f'```{{toctree}}\n:hidden:\n:glob:\n:caption: {k}\n' + '\n'.join(v.split()) + '\n```' for k,v in groups.items()]
+        cells.append(new_markdown_cell('\n\n'.join(tocs)))
+    return json.dumps(dict(nb, cells=cells))
+
+def room_table():
+    rows = [f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:6]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |' for k,(d,used) in rooms.items()]
+    return '\n'.join(['| Room | Number | Module | Holds | Imports |\n|--|--|--|--|--|', *rows])
+
+def source_read(app, docname, source):
+    s = source[0]
+    if s.startswith('{'):
+        nb = json.loads(s)
+        s,source[0] = next(''.join(c['source']) for c in nb['cells'] if c['cell_type']=='markdown'),notebook(docname, nb)
+    else:
+        figure = f'```{{raw}} html\n{(root/"docs/dataflow.svg").read_text(encoding="utf-8")}\n```'
+        source[0] = re.sub(r'!\[.*\]\(dataflow.svg\)', lambda _: figure, s).replace('<!-- rooms -->', room_table())
+    heads[docname] = [next(iter(re.findall(rf'^{o} (.+)$', s, re.M)), '') for o in '#>']
+
+# --- What becomes of a page when all are read
+
+def lower_ids(app, tree):
+    "The anchors that nbdev's links have, beside Python's own"
+    for o in tree.findall(addnodes.desc_signature): o['ids'] += {i.lower() for i in o['ids']} - set(o['ids'])
+
+def places(app):
+    "Where each name is documented: rooms, symbols, and methods that no other class has"
+    res = {k: (d,'') for name,(d,_) in rooms.items() for k in (name,f'{lib}.{name}',d[4:])}
+    found = {k: (o.docname,f'#{o.node_id}') for k,o in app.env.domains['py'].objects.items()}
+    last = [k.split('.')[-1] for k in found if '.' in k]
+    return res | {m: v for k,v in found.items() if '_' in (m := k.split('.')[-1]) and last.count(m)==1} | found
+
+def link_names(app, tree, docname):
+    "Inline code that names something documented, here or by fastai, becomes a link"
+    own = places(app)
+    for o in list(tree.findall(nodes.literal)):
+        name = re.sub(r'\(.*\)$', '', o.astext())
+        if isinstance(o.parent, (nodes.reference,nodes.title)): continue
+        if name in own: to = app.builder.get_relative_uri(docname, own[name][0]) + own[name][1]
+        else: to = re.search('[A-Z_]', name) and len(name)>2 and (fastai.doc(name) or fastai.doc(f'Learner.{name}'))
+        if to: o.replace_self(nodes.reference('', '', o.deepcopy(), internal=name in own, refuri=to))
+
+def linkcode_resolve(domain, info):
+    if not (obj := inspect.unwrap(objects.get(info['fullname']))): return None
+    return f"{blob}/{cfg['lib_path']}/{obj.__module__.split('.')[-1]}.py#L{inspect.getsourcelines(obj)[1]}"
+
+def math(self, node):
+    self.body.append(convert(node.astext(), 'block' if isinstance(node, nodes.math_block) else 'inline'))
+    raise nodes.SkipNode
+
+class Site(StandaloneHTMLBuilder):
+    "Pages named as nbdev links to them: schedule.html of nbs/08_schedule.ipynb"
+    name = 'html'
+    def get_target_uri(self, docname, typ=None): return re.sub(r'^(nbs|docs)/', '', re.sub(r'(?<=/)\d+_', '', docname)).lower() + '.html'
+    def get_output_path(self, page): return self.outdir/self.get_target_uri(page)
+
+def describe(app, page, template, context, tree):
+    if page in heads: context['metatags'] += f'<meta name="description" content="{html.escape(re.sub("[`*]", "", heads[page][1]))}">'
+
+def finish(app, error):
+    "The search learns the names of the pages; llms.txt lists them"
+    if error: return
+    def _names(m): return '"docnames":' + json.dumps([app.builder.get_target_uri(o)[:-5] for o in json.loads(m[1])])
+    index = app.outdir/'searchindex.js'
+    index.write_text(re.sub(r'"docnames":(\[.*?\])', _names, index.read_text(encoding='utf-8')), encoding='utf-8')
+    def _page(d): return f'- [{heads[d][0]}]({html_baseurl}/{app.builder.get_target_uri(d)}): {heads[d][1]}'
+    tocs = [(o['caption'],[root_doc if d=='self' else d for _,d in o['entries']]) for o in app.env.get_doctree(root_doc).findall(addnodes.toctree)]
+    text = [f'# {heads[root_doc][0]}', f'> {heads[root_doc][1]}', *[f'## {k}\n\n' + '\n'.join(map(_page, docs)) for k,docs in tocs]]
+    (app.outdir/'llms.txt').write_text('\n\n'.join(text)+'\n', encoding='utf-8')
+
+def setup(app):
+    app.add_builder(Site, override=True)
+    app.add_html_math_renderer('mathml', (math,None), (math,None))
+    app.connect('env-before-read-docs', lambda app, env, names: names.sort(key=lambda o: (not o.startswith('nbs'),o)))  # the table of rooms comes last
+    app.connect('source-read', source_read)
+    app.connect('doctree-read', lower_ids)
+    app.connect('doctree-resolved', link_names)
+    app.connect('html-page-context', describe)
+    app.connect('build-finished', finish)
