@@ -8,7 +8,7 @@ export MPLBACKEND = Agg
 help:
 	@echo 'make demo          train on the embedded data: about a minute on two cores'
 	@echo 'make test          everything that must pass: linter, export, notebooks and their outputs, tests'
-	@echo 'make docs          README.md, and the documentation site in docs/_build: no network, no notebook runs'
+	@echo 'make docs          README.md, and the documentation site in docs/_build/html: no network, no notebook runs'
 	@echo 'make test-newest   the library with the newest fastai, in an environment of its own'
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
@@ -38,7 +38,7 @@ test-newest: $(VENV)-newest/.ready
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/make_readme.py
-	$(BIN)/python docs/make_site.py
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest build docs/_build *.egg-info

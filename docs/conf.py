@@ -114,14 +114,19 @@ def room_table():
     rows = [f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:6]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |' for k,(d,used) in rooms.items()]
     return '\n'.join(['| Room | Number | Module | Holds | Imports |\n|--|--|--|--|--|', *rows])
 
+def figure():
+    "The figure of the architecture within its page: it then follows the theme, and its names of rooms are links"
+    def _link(m): return f'<a href="{m[2]}.html">{m[0]}</a>' if m[2] in rooms else m[0]
+    svg = re.sub(r'<text class="name"([^>]*)>(\w+)</text>', _link, (root/'docs/dataflow.svg').read_text(encoding='utf-8'))
+    return f'```{{raw}} html\n<div class="wide">{svg}</div>\n```'
+
 def source_read(app, docname, source):
     s = source[0]
     if s.startswith('{'):
         nb = json.loads(s)
         s,source[0] = next(''.join(c['source']) for c in nb['cells'] if c['cell_type']=='markdown'),notebook(docname, nb)
     else:
-        figure = f'```{{raw}} html\n{(root/"docs/dataflow.svg").read_text(encoding="utf-8")}\n```'
-        source[0] = re.sub(r'!\[.*\]\(dataflow.svg\)', lambda _: figure, s).replace('<!-- rooms -->', room_table())
+        source[0] = re.sub(r'!\[.*\]\(dataflow.svg\)', lambda _: figure(), s).replace('<!-- rooms -->', room_table())
     heads[docname] = [next(iter(re.findall(rf'^{o} (.+)$', s, re.M)), '') for o in '#>']
 
 # --- What becomes of a page when all are read
