@@ -4,8 +4,8 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 actions = 'https://github.com/cifar-fast/cifar_fast/actions/workflows'
-badges = ' '.join(f'[![{alt}]({actions}/{o}.yml/badge.svg)]({actions}/{o}.yml)' for o,alt in dict(test='tests', docs='site').items())
-figure = 'docs/images/index.png'
+badges = ' '.join(f'[![{k}]({actions}/{o}.yml/badge.svg)]({actions}/{o}.yml)' for k,o in dict(tests='test', site='docs').items())
+figure,alt = 'docs/images/index.png','Ten mistakes on drawn shapes, each beside its Grad-CAM'
 
 def from_root(m):
     "A link of the index as a link of the README, which lies one folder higher"
@@ -20,8 +20,8 @@ def cell(c):
     src = ''.join(c['source'])
     if c['cell_type']=='markdown': return re.sub(r'\]\(([^)\s]+)\)', from_root, src)
     if src.startswith('#| hide'): return ''
-    text = ''.join(''.join(o['text']) for o in c['outputs'] if o.get('name')=='stdout')
-    return '\n\n'.join([fenced(src, 'python'), *[fenced(text)][:bool(text)], *[f'![Ten mistakes on drawn shapes, each beside its Grad-CAM]({figure})' for _ in data(c, 'image/png')]])
+    texts = [fenced(''.join(o['text'])) for o in c['outputs'] if o.get('name')=='stdout']
+    return '\n\n'.join([fenced(src, 'python'), *texts, *[f'![{alt}]({figure})' for _ in data(c, 'image/png')]])
 
 def files():
     "What is written: names in the repository, and bytes"
