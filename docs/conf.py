@@ -55,11 +55,12 @@ def entry(mod, name, node, src, fence='::::::'):
     obj = objects[name] = getattr(obj, 'fget', None) or getattr(obj, '__func__', obj)
     kind = 'class' if is_cls else 'property' if any('prop' in ast.unparse(o) for o in node.decorator_list) else 'function'
     sig = inspect.signature(obj)
-    sig = sig.replace(parameters=[p for k,p in sig.parameters.items() if k not in ('self','cls')])
+    sig = sig.replace(parameters=[p for k,p in sig.parameters.items() if '.' not in name or k not in ('self','cls')])
     args,ret = plain(stringify_signature(sig, show_annotation=False)),'' if is_cls else anno(sig.return_annotation)
     docs = dict(re.findall(r'^ +(\w+):.*?# *(.*)$', src, re.M)) if hasattr(obj, '_fields') else docments(obj, args_kwargs=True)
     tab,head = table(sig.parameters.values(), docs, ret),name if kind=='property' else name+args+(f' -> {ret}' if ret else '')
-    if is_cls and not {'__init__','__new__'} & set(vars(obj)): tab,head = '',f'{name}({", ".join(map(ast.unparse, node.bases))})'  # as its base
+    if is_cls and not {'__init__','__new__'} & set(vars(obj)):  # it is made as its base is: say so, in place of twenty arguments
+        tab,head = '',f'{name}({", ".join(map(ast.unparse, node.bases))})'
     methods = [o for o in node.body if is_cls and isinstance(o, ast.FunctionDef) and public(o.name) and ast.get_docstring(o)]
     inner = '\n'.join(entry(mod, f'{name}.{o.name}', o, src, fence[1:]) for o in methods)
     return f'{fence}{{py:{kind}}} {head}\n{ast.get_docstring(node) or ""}\n\n{tab}\n\n{inner}\n{fence}\n'
@@ -77,7 +78,8 @@ def code_cell(c, src, alt, mod):
     tags = ['remove-input']*(dirs.get('echo')=='false') + ['hide-input']*bool({'export','code-fold'} & set(dirs))
     meta = dict(tags=tags, mystnb=dict(image=dict(alt=alt), code_prompt_show=title, code_prompt_hide=title))
     for o in [o['data'] for o in c['outputs'] if 'text/html' in o.get('data', {})]:
-        o['text/html'] = re.sub(r'<img (?![^>]*\balt=)', f'<img alt="{html.escape(alt)}" ', ''.join(o['text/html']))
+        s = re.sub(r'(?s)<style.*?</style>', '', ''.join(o['text/html']))  # the theme has its own
+        o['text/html'] = re.sub(r'<img (?![^>]*\balt=)', f'<img alt="{html.escape(alt)}" ', s)
     return [*([new_markdown_cell(docs)] if docs else []), dict(c, source=src, metadata=meta)]
 
 def notebook(docname, nb):

@@ -9,11 +9,12 @@ chromium = next(filter(None, map(shutil.which, ('chromium','chromium-browser','g
 low_contrast_js = '''() => {
   const ctx = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true}), bad = {}
   const rgba = c => (ctx.clearRect(0, 0, 1, 1), ctx.fillStyle = c, ctx.fillRect(0, 0, 1, 1), [...ctx.getImageData(0, 0, 1, 1).data])
-  const lum = c => c.slice(0, 3).map(v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126,.7152,.0722][i], 0)
+  const part = v => (v /= 255) <= .04045 ? v/12.92 : ((v+.055)/1.055)**2.4
+  const lum = ([r,g,b]) => .2126*part(r) + .7152*part(g) + .0722*part(b)
   const style = e => getComputedStyle(e), ground = e => e ? rgba(style(e).backgroundColor) : [255,255,255,255]
   const behind = e => ground(e)[3]>250 ? ground(e) : behind(e.parentElement)
   for (const e of document.querySelectorAll('body *')) {
-    if (!e.checkVisibility() || e.closest('script, svg, .headerlink') || ![...e.childNodes].some(n => n.nodeType==3 && n.data.trim())) continue
+    if (!e.checkVisibility() || e.closest('svg, .headerlink') || ![...e.childNodes].some(n => n.nodeType==3 && n.data.trim())) continue
     const [a, b] = [lum(rgba(style(e).color)), lum(behind(e))].sort((x, y) => y-x), r = (a+.05)/(b+.05)
     if (r<4.5) bad[`${e.tagName}.${e.className}`] = r
   }
