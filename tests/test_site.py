@@ -51,7 +51,7 @@ def test_symbols(pages):
                 if isinstance(o.default, (int,float,str,tuple,type(None))): assert rows[o.name]==repr(o.default), (k, o)
     entry = pages['schedule.html'].find(id='linear_one_cycle').parent
     assert table(entry)[1]==['lr_max','float|list','required','Learning rate at the peak; a list has one for each parameter group']
-    assert entry.dt.get_text().startswith('linear_one_cycle(n_epoch, lr_max, lr_min=None, peak_epoch=5, lr_end=None) → callable')
+    assert entry.dt.get_text().strip().startswith('linear_one_cycle(n_epoch, lr_max, lr_min=None, peak_epoch=5, lr_end=None) → callable')
     line = (root/'cifar_fast/schedule.py').read_text(encoding='utf-8').splitlines().index('def linear_one_cycle(')+1
     assert entry.dt.a['href'].endswith(f'/cifar_fast/schedule.py#L{line}') and pages['schedule.html'].find(id='learner.fit_step_decay')
 
