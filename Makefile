@@ -10,7 +10,7 @@ help:
 	@echo 'make demo          train on the embedded data: about a minute on two cores'
 	@echo 'make test          everything that must pass: linter, export, notebooks and their outputs, tests'
 	@echo 'make check         what takes less than a minute of it, for the loop of an author'
-	@echo 'make docs          README.md, and the documentation site in docs/_build: no network, no notebook runs'
+	@echo 'make docs          README.md, and the documentation site in docs/_build/html: no network, no notebook runs'
 	@echo 'make test-newest   some tests with the newest fastai and fastcore, in an environment of its own; TESTS=tests: all'
 	@echo 'make test-no-bf16  what depends on the precision, as on a processor without bf16 instructions'
 
@@ -51,7 +51,7 @@ test-no-bf16: $(VENV)/.ready
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/make_readme.py
-	$(BIN)/python docs/make_site.py
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest build docs/_build *.egg-info

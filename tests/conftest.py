@@ -26,6 +26,7 @@ def folder(tmp_path_factory): return draw_folder(tmp_path_factory.mktemp('images
 
 @pytest.fixture(scope='module')
 def browser():
+    pytest.importorskip('playwright', reason='the browser is driven by playwright')
     from browser import Browser,chromium
     if not chromium: pytest.skip('no Chromium here: apt-get install chromium')
     with Browser() as b: yield b
