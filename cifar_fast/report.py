@@ -220,8 +220,9 @@ def _net(model, size):
     'Layers, parameters, receptive field'
     def table():
         s = model_summary(model.cpu(), size)
-        head,*rows = s._cells('\u2003')
-        return ft('p', s._total()),_table(rows, head, numbers=[3,4,5])
+        rows = [['\u2003'*n.count('.')+n.split('.')[-1], o.type, '×'.join(map(str, o.output)), f'{o.parameters:,}', f'{o.MACs/1e6:,.2f} M', str(o.field)]
+                for n,o in s.iterrows()]
+        return _table(rows, ['layer',*s.columns], numbers=[3,4,5])
     return [table]
 
 # %% ../nbs/20_report.ipynb #92f314a5
