@@ -16,7 +16,6 @@ from fastai.vision.all import *
 import albumentations as A  # like the next, after fastai, whose star import binds others of these names
 from concurrent.futures import ProcessPoolExecutor
 from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
-from torch.utils.benchmark import Timer,timer
 from .core import *
 from .data import *
 from .augment import *
@@ -79,9 +78,16 @@ def activation_bytes(
     'Estimate of the bytes that the activations of one image move in a training step: 5 × outputs of all layers × `itemsize`'
     return 5*itemsize*sum(math.prod(row.output) for _,row in _layers(model, size))
 
+# %% ../nbs/23_bench.ipynb #fa1b368d
+def _now():
+    'Seconds, when the device has done what it was asked to'
+    if torch.accelerator.is_available(): torch.accelerator.synchronize()
+    return time.perf_counter()
+
 # %% ../nbs/23_bench.ipynb #90323fbb
 def _fastest(f):
     'Seconds of one call of `f`, at its best'
+    from torch.utils.benchmark import Timer  # its import looks for CUDA, and is heard where there is none
     return min(Timer('f()', globals=dict(f=f), num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=.5).times)
 
 # %% ../nbs/23_bench.ipynb #d0047153
@@ -113,9 +119,9 @@ def _timed(dl):
         plan,laps = (),()  # also of a loader that fastai makes anew of this one
         def __len__(self): return min([super().__len__(), *self.plan[:1]])
         def __iter__(self):
-            n,start = len(self),timer()
+            n,start = len(self),_now()
             yield from islice(super().__iter__(), n)
-            self.plan,self.laps = self.plan[1:],[*self.laps,(timer()-start)/n]
+            self.plan,self.laps = self.plan[1:],[*self.laps,(_now()-start)/n]
     dl.__class__ = Timed
     return dl
 
@@ -208,19 +214,14 @@ class _ByHand:
 
 # %% ../nbs/23_bench.ipynb #7e0f2b1c
 @patch
-def hypers(self:_ByHand,
-    n # Steps
-):
+def hypers(self:_ByHand, n):
     'The optimizer settings of each of `n` steps'
     names = dict(lr='lr', mom='momentum')
     return [{names[k]: float(f(i/n)) for k,f in self.recipe.scheds().items()} for i in range(n)]
 
 # %% ../nbs/23_bench.ipynb #c0e05c4b
 @patch
-def train(self:_ByHand,
-    hypers, # Settings of the optimizer for each step
-    batches # As many, or more
-):
+def train(self:_ByHand, hypers, batches):
     'Train for as many steps as there are `hypers`'
     r,net = self.recipe,self.net
     kind = next(net.parameters()).device.type
@@ -236,17 +237,13 @@ def train(self:_ByHand,
 
 # %% ../nbs/23_bench.ipynb #5be2a7f0
 @patch
-def turn(self:_ByHand,
-    warm,  # Steps that do not count
-    steps, # Steps of an epoch, at most
-    epochs # As many times
-):
+def turn(self:_ByHand, warm, steps, epochs):
     'Seconds per step'
     n = min(steps, self.per_epoch)*epochs
     self.train(self.hypers(warm), self.batches)
-    hypers,start = self.hypers(n),timer()
+    hypers,start = self.hypers(n),_now()
     self.train(hypers, self.batches)
-    return (timer()-start)/n
+    return (_now()-start)/n
 
 # %% ../nbs/23_bench.ipynb #afc74b03
 _contenders = dict(stock='stock fastai', item='item pipeline', device='device pipeline', compile='device pipeline, compiled',
@@ -264,13 +261,6 @@ def _contender(name, recipe, ims, device, precision, workers):
     learn = recipe_learner(recipe, ims, precision=precision, num_workers=workers*item, device=device,
                            pipeline='item' if item else 'device', **how)
     return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.replace(epochs=n)))
-
-# %% ../nbs/23_bench.ipynb #21e65ca9
-def _why(e):
-    'An exception in one line'
-    if isinstance(e, CifarFastError): return str(e)
-    if isinstance(e, (MemoryError,torch.OutOfMemoryError)): return 'out of memory'
-    return f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]
 
 # %% ../nbs/23_bench.ipynb #15e61f0c
 def _peak_memory(device):
@@ -293,7 +283,9 @@ def _build(name, n, n_test, **spec):
 def _obey(device, f, /, *args, **kwargs):
     "In the process of a contender: what `f`, or the contender's method of that name, returns, and the peak of the memory"
     try: return (getattr(_own['contender'], f) if isinstance(f, str) else f)(*args, **kwargs),_peak_memory(device)
-    except Exception as e: raise CifarFastError(_why(e)) from None
+    except CifarFastError: raise
+    except (MemoryError,torch.OutOfMemoryError): raise CifarFastError('out of memory') from None
+    except Exception as e: raise CifarFastError(f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]) from None
     finally:
         if device.type in ('cuda','mps'): getattr(torch, device.type).empty_cache()
         trim_memory()
@@ -419,7 +411,7 @@ def machine_facts(
     cuda,info,more = device.type=='cuda',Path('/proc/cpuinfo'),{}
     cpu = re.search(r'model name\s*:\s*(.+)', info.read_text() if info.exists() else '')
     if cuda:
-        from torch.utils import collect_env  # its import looks for CUDA, and is heard where there is none
+        from torch.utils import collect_env
         more = dict(CUDA=torch.version.cuda, driver=collect_env.get_nvidia_driver_version(collect_env.run))
     return dict(
         date=time.strftime('%Y-%m-%d %H:%M'),
