@@ -425,7 +425,7 @@ def machine_facts(
 def _measure(res, spec, names):
     'Run the contenders, and fill `res`'
     device,bs,quick = spec['device'],spec['recipe'].bs,res['quick']
-    cuda,how = device.type=='cuda',dict(n_valid=math.ceil(spec['n_test']/bs))
+    cuda,n_valid = device.type=='cuda',math.ceil(spec['n_test']/bs)
     with ExitStack() as stack:
         children = [_Child(o, spec) for o in names]
         for c in children: stack.enter_context(c.pool)
@@ -434,7 +434,7 @@ def _measure(res, spec, names):
         alive = {c.name: c for c in children if not c.error}
         if alive and (m := first(alive.values()).ask(_machine, device, spec['precision'])):
             res['machine'],res['roofline'] = m,_roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
-        if 'device' in alive and (p := alive['device'].ask('parts', n=97 if cuda else 4, **how)):
+        if 'device' in alive and (p := alive['device'].ask('parts', n=97 if cuda else 4, n_valid=n_valid)):
             step = 1/statistics.median(alive['device'].rates)-p['data']
             res['epoch'] = dict(data=50_000*p['data'], step=50_000*step, valid=10_000*p['valid'])
         for c in alive.values():
