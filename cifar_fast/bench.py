@@ -4,14 +4,17 @@
 
 # %% ../nbs/23_bench.ipynb #e3aa0c10
 from __future__ import annotations
-import dataclasses,json,math,os,platform,re,statistics,subprocess,sys,tempfile,time
-from contextlib import ExitStack,suppress
+import dataclasses,json,math,os,platform,re,statistics,sys,threading,time
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import cycle,islice
+from multiprocessing import get_context,parent_process
 import torch.nn.functional as F
 import matplotlib.pyplot as plt
 from fastai.vision.all import *
-import albumentations as A  # after fastai, whose star import binds another `A`
+import albumentations as A  # like the next, after fastai, whose star import binds others of these names
+from concurrent.futures import ProcessPoolExecutor
 from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from .core import *
 from .data import *
@@ -20,7 +23,6 @@ from .device import *
 from .loaders import *
 from .models import *
 from .summary import *
-from .learner import *
 from .tricks import *
 from .runs import *
 from .recipes import *
@@ -29,12 +31,14 @@ try: import resource
 except ImportError: resource = None  # Windows
 
 # %% auto #0
-__all__ = ['training_flops', 'run_flops', 'activation_bytes', 'machine_facts', 'bench']
+__all__ = ['training_flops', 'run_flops', 'activation_bytes', 'noise_images', 'stock_learner', 'plot_bench', 'machine_facts',
+           'bench']
 
 # %% ../nbs/23_bench.ipynb #39813922
-def _leaves(s):
-    'The rows of a summary that contain no others'
-    return [o for o in s.rows if not any(p.name.startswith(f'{o.name}.') for p in s.rows)]
+def _layers(model, size):
+    'The layers that contain no others, each with its row of the summary'
+    s,layers = model_summary(model, size),[(n or 'total',o) for n,o in model.named_modules() if not [*o.children()]]
+    return [(o,s.loc[n]) for n,o in layers if n in s.index]
 
 # %% ../nbs/23_bench.ipynb #116e7367
 def training_flops(
@@ -42,11 +46,11 @@ def training_flops(
     size:int=32      # Side of the images in pixels
 )->int: # Of the convolutions and matrix products
     'Floating-point operations to train on one image once'
-    modules,total,before = dict(model.named_modules()),0,False
-    for o in _leaves(model_summary(model, size)):
-        own = any(p.requires_grad for p in modules[o.name].parameters())
-        total,before = total + o.macs*(1+own+before),before or own
-    return 2*total
+    total,before = 0,False
+    for layer,row in _layers(model, size):
+        own = any(p.requires_grad for p in layer.parameters())
+        total,before = total + row.MACs*(1+own+before),before or own
+    return int(2*total)
 
 # %% ../nbs/23_bench.ipynb #e56dd68c
 def _net(recipe):
@@ -73,89 +77,73 @@ def activation_bytes(
     itemsize:int     # Bytes of a number: 4 in fp32, 2 in bf16
 )->int:              # Bytes
     'Estimate of the bytes that the activations of one image move in a training step: 5 × outputs of all layers × `itemsize`'
-    return 5*itemsize*sum(math.prod(o.shape) for o in _leaves(model_summary(model, size)))
+    return 5*itemsize*sum(math.prod(row.output) for _,row in _layers(model, size))
 
 # %% ../nbs/23_bench.ipynb #fa1b368d
-def _sync(device):
-    'Wait until `device` has done what it was asked to'
-    if device.type in ('cuda','mps'): getattr(torch, device.type).synchronize()
+def _now():
+    'Seconds, when the device has done what it was asked to'
+    if torch.accelerator.is_available(): torch.accelerator.synchronize()
+    return time.perf_counter()
 
 # %% ../nbs/23_bench.ipynb #90323fbb
-def _fastest(f, device, seconds=.1, tries=5):
-    'Seconds of one call of `f`: the best of `tries` stretches of about `seconds`'
-    def stretch(n):
-        _sync(device)
-        start = time.perf_counter()
-        for _ in range(n): f()
-        _sync(device)
-        return (time.perf_counter()-start)/n
-    stretch(1)
-    n = max(1, int(seconds/stretch(1)))
-    return min(stretch(n) for _ in range(tries))
-
-# %% ../nbs/23_bench.ipynb #b4fe08d0
-def _matrix_rate(n, dtype, device):
-    'Operations per second of the product of two `n`×`n` matrices'
-    a,b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2*n**3/_fastest(lambda: a@b, device)
-
-def _conv_rate(c, side, dtype, device, n=512):
-    'Operations per second of a 3×3 convolution of `c` channels, `side`×`side` each, in a batch of `n`'
-    x,w = (torch.randn(s, device=device).to(dtype, memory_format=torch.channels_last) for s in ((n,c,side,side), (c,c,3,3)))
-    return 2*9*n*(c*side)**2/_fastest(lambda: F.conv2d(x, w, padding=1), device)
-
-# %% ../nbs/23_bench.ipynb #297f7c93
-def _bandwidth(mib, device):
-    'Bytes per second that a copy of `mib` MiB reads and writes'
-    a,b = (torch.ones(mib<<18, device=device) for _ in range(2))
-    return 2*a.nbytes/_fastest(lambda: b.copy_(a), device)
+def _fastest(f):
+    'Seconds of one call of `f`, at its best'
+    from torch.utils.benchmark import Timer  # its import looks for CUDA, and is heard where there is none
+    return min(Timer('f()', globals=dict(f=f), num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=.5).times)
 
 # %% ../nbs/23_bench.ipynb #d0047153
 def _machine(device, precision):
-    "This machine's best rate of arithmetic and its bandwidth; fp32 as convolutions have it, with TF32 where there is any"
-    cuda,was = device.type=='cuda',torch.get_float32_matmul_precision()
+    "This machine's best rates in FLOPs and in bytes a second; fp32 as convolutions have it, with TF32 where there is any"
+    cuda,was,rates = device.type=='cuda',torch.get_float32_matmul_precision(),{}
+    def random(*shape): return torch.randn(shape, device=device).to(precisions[precision] or torch.float32)
     if cuda and torch.backends.cudnn.allow_tf32: torch.set_float32_matmul_precision('high')
-    dtype = precisions[precision] or torch.float32
-    rates = {f'matrix {n}': _matrix_rate(n, dtype, device) for n in ((2048,4096,8192) if cuda else (512,1024,2048))}
-    rates.update({f'conv {c}×{s}×{s}': _conv_rate(c, s, dtype, device) for c,s in ((128,16),(256,8))})
+    for n in (2048,4096,8192) if cuda else (512,1024,2048):
+        a,b = random(n, n),random(n, n)
+        rates[f'matrix {n}'] = 2*n**3/_fastest(lambda: a@b)
+    for c,s in ((128,16),(256,8)):
+        x,w = (o.to(memory_format=torch.channels_last) for o in (random(512,c,s,s),random(c,c,3,3)))
+        rates[f'conv {c}×{s}×{s}'] = 2*9*512*(c*s)**2/_fastest(lambda: F.conv2d(x, w, padding=1))
     torch.set_float32_matmul_precision(was)
-    return dict(rates=rates, rate=max(rates.values()), bandwidth=_bandwidth(1024 if cuda else 256, device))
+    a,b = (torch.ones((1024 if cuda else 256)<<18, device=device) for _ in range(2))
+    return dict(rates=rates, rate=max(rates.values()), bandwidth=2*a.nbytes/_fastest(lambda: b.copy_(a)))
 
 # %% ../nbs/23_bench.ipynb #86f99b77
 def _roofline(flops, nbytes, rate, bandwidth):
-    'Images per second that arithmetic, memory, both at once and one after the other allow'
+    'Images per second that FLOPs, memory, both at once and one after the other allow'
     t,m = flops/rate,nbytes/bandwidth
-    return dict(arithmetic=1/t, memory=1/m, overlapped=1/max(t,m), in_turn=1/(t+m))
+    return dict(flops=1/t, memory=1/m, overlapped=1/max(t,m), in_turn=1/(t+m))
 
 # %% ../nbs/23_bench.ipynb #d2dc1eb9
-class _Laps:
-    'What a timed loader does more: passes of the planned lengths, and the seconds per batch of each'
-    def __len__(self): return min([super().__len__(), *self.plan[:1]])
-    def __iter__(self):
-        n = len(self)
-        _sync(self.device)
-        start = time.perf_counter()
-        yield from islice(super().__iter__(), n)
-        _sync(self.device)
-        self.laps.append((time.perf_counter()-start)/n)
-        del self.plan[:1]
-
-# %% ../nbs/23_bench.ipynb #1abaacb2
 def _timed(dl):
-    'Turn `dl` into a timed loader; all else about it stays as it was'
-    class Timed(_Laps, type(dl)): pass
-    dl.__class__,dl.plan,dl.laps = Timed,[],[]
+    'Turn `dl` into a loader of passes of the planned lengths, with the seconds per batch of each; all else stays as it was'
+    class Timed(type(dl)):
+        plan,laps = (),()  # also of a loader that fastai makes anew of this one
+        def __len__(self): return min([super().__len__(), *self.plan[:1]])
+        def __iter__(self):
+            n,start = len(self),_now()
+            yield from islice(super().__iter__(), n)
+            self.plan,self.laps = self.plan[1:],[*self.laps,(_now()-start)/n]
+    dl.__class__ = Timed
     return dl
 
 # %% ../nbs/23_bench.ipynb #3983bed2
-def _noise(n, n_test, size):
+def noise_images(
+    n:int,      # Training images
+    n_test:int, # Test images
+    size:int    # Their side in pixels
+)->ImageArrays: # Like those of a data set
     'Random images of 10 classes'
     rng = np.random.default_rng(0)
     x,y = rng.integers(0, 256, (n+n_test,size,size,3), dtype=np.uint8),np.arange(n+n_test)%10
     return ImageArrays(x[:n], y[:n], x[n:], y[n:], [str(i) for i in range(10)], 'random pixels', '-')
 
 # %% ../nbs/23_bench.ipynb #d44b2121
-def _stock_learner(recipe, ims, device, workers):
+def stock_learner(
+    recipe:Recipe,       # Whose net, batch size, augmentation and optimizer
+    ims:ImageArrays,     # Training and test images
+    device:torch.device, # Where it trains
+    num_workers:int=0    # Processes that augment
+)->Learner:
     "A `Learner` as fastai's tutorial on Albumentations has it"
     compose = A.Compose(get_policy(recipe.policy, ims.train_x.shape[1]), strict=True)
     class Documented(ItemTransform):
@@ -164,7 +152,7 @@ def _stock_learner(recipe, ims, device, workers):
     items = [(PILImage.create(x),int(y)) for x,y in [*zip(ims.train_x, ims.train_y), *zip(ims.test_x, ims.test_y)]]
     n = len(ims.train_y)
     ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(n),range(n,len(items))])
-    dls = ds.dataloaders(bs=recipe.bs, num_workers=workers, device=device, after_item=[Documented(),ToTensor()],
+    dls = ds.dataloaders(bs=recipe.bs, num_workers=num_workers, device=device, after_item=[Documented(),ToTensor()],
                          after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=device.type=='cuda')])
     return Learner(dls, _net(recipe), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
                    opt_func=partial(SGD, mom=recipe.mom), wd=recipe.wd, metrics=accuracy)
@@ -178,9 +166,9 @@ class _WithLearner:
 
     def turn(self, warm, steps, epochs):
         'Seconds per step'
-        self.train.plan,self.train.laps,self.valid.plan = [warm]+[steps]*epochs,[],[1]*(epochs+1)
+        self.train.plan,self.train.laps,self.valid.plan = [warm]+[steps]*epochs,(),[1]*(epochs+1)
         with self.learn.no_bar(), self.learn.no_logging(): self.fit(epochs+1)
-        return dict(step_s=statistics.mean(self.train.laps[1:]))
+        return statistics.mean(self.train.laps[1:])
 
 # %% ../nbs/23_bench.ipynb #307923c8
 @patch
@@ -196,26 +184,6 @@ def parts(self:_WithLearner,
         for _ in range(2): self.learn.validate()
     seen = min(n_valid*self.valid.bs, len(self.valid.dataset))
     return dict(data=self.train.laps[-1]/self.train.bs, valid=self.valid.laps[-1]*math.ceil(seen/self.valid.bs)/seen)
-
-# %% ../nbs/23_bench.ipynb #ffb978ca
-def _hypers(recipe, n):
-    'The optimizer settings of each of `n` steps'
-    names = dict(lr='lr', mom='momentum')
-    return [{names[k]: float(f(i/n)) for k,f in recipe.scheds().items()} for i in range(n)]
-
-# %% ../nbs/23_bench.ipynb #c0e05c4a
-def _hand_steps(net, opt, batches, hypers, dtype=None, label_smoothing=0., l1=0., averaged=None):
-    'Train `net` on `batches`, one step for each of `hypers`'
-    kind = next(net.parameters()).device.type
-    for i,(hyper,(xb,yb)) in enumerate(zip(hypers, batches), 1):
-        for g in opt.param_groups: g.update(hyper)
-        with torch.autocast(kind, dtype=dtype, enabled=dtype is not None): preds = net(xb)
-        loss = F.cross_entropy(preds.float(), yb, label_smoothing=label_smoothing)
-        if l1: loss = loss + l1*sum(p.abs().sum() for p in net.parameters() if p.requires_grad)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-        if averaged and i%5==0: averaged.update_parameters(net)
 
 # %% ../nbs/23_bench.ipynb #8123cae7
 def _device_batches(recipe, ims, device):
@@ -237,7 +205,7 @@ class _ByHand:
     'A contender that is a plain PyTorch loop; `resident`: on batches that are always the same'
     def __init__(self, recipe, ims, device, precision, resident=False):
         r = self.recipe = recipe
-        self.device,self.per_epoch,self.dtype = device,len(ims.train_y)//r.bs,precisions[pick_precision(precision, device)]
+        self.per_epoch,self.dtype = len(ims.train_y)//r.bs,precisions[pick_precision(precision, device)]
         self.net = _net(r).to(device, memory_format=torch.channels_last)
         make = Muon if r.opt=='muon' else partial(torch.optim.SGD, nesterov=r.nesterov and r.mom>0, fused=True)
         self.opt = make(self.net.parameters(), lr=r.lr, momentum=r.mom, weight_decay=r.wd, **r.opt_args)
@@ -245,20 +213,38 @@ class _ByHand:
         self.batches = _device_batches(r, ims, device)
         if resident: self.batches = cycle(list(islice(self.batches, 2)))
 
-    def train(self, hypers, batches=None):
-        r = self.recipe
-        _hand_steps(self.net, self.opt, ifnone(batches, self.batches), hypers, self.dtype, r.label_smoothing, r.l1, self.averaged)
+# %% ../nbs/23_bench.ipynb #7e0f2b1c
+@patch
+def hypers(self:_ByHand, n):
+    'The optimizer settings of each of `n` steps'
+    names = dict(lr='lr', mom='momentum')
+    return [{names[k]: float(f(i/n)) for k,f in self.recipe.scheds().items()} for i in range(n)]
 
-    def turn(self, warm, steps, epochs):
-        'Seconds per step'
-        n = min(steps, self.per_epoch)*epochs
-        self.train(_hypers(self.recipe, warm))
-        hypers = _hypers(self.recipe, n)
-        _sync(self.device)
-        start = time.perf_counter()
-        self.train(hypers)
-        _sync(self.device)
-        return dict(step_s=(time.perf_counter()-start)/n)
+# %% ../nbs/23_bench.ipynb #c0e05c4b
+@patch
+def train(self:_ByHand, hypers, batches):
+    'Train for as many steps as there are `hypers`'
+    r,net = self.recipe,self.net
+    kind = next(net.parameters()).device.type
+    for i,(hyper,(xb,yb)) in enumerate(zip(hypers, batches), 1):
+        for g in self.opt.param_groups: g.update(hyper)
+        with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None): preds = net(xb)
+        loss = F.cross_entropy(preds.float(), yb, label_smoothing=r.label_smoothing)
+        if r.l1: loss = loss + r.l1*sum(p.abs().sum() for p in net.parameters() if p.requires_grad)
+        loss.backward()
+        self.opt.step()
+        self.opt.zero_grad()
+        if self.averaged and i%5==0: self.averaged.update_parameters(net)
+
+# %% ../nbs/23_bench.ipynb #5be2a7f0
+@patch
+def turn(self:_ByHand, warm, steps, epochs):
+    'Seconds per step'
+    n = min(steps, self.per_epoch)*epochs
+    self.train(self.hypers(warm), self.batches)
+    hypers,start = self.hypers(n),_now()
+    self.train(hypers, self.batches)
+    return (_now()-start)/n
 
 # %% ../nbs/23_bench.ipynb #afc74b03
 _contenders = dict(stock='stock fastai', item='item pipeline', device='device pipeline', compile='device pipeline, compiled',
@@ -269,20 +255,13 @@ _contenders = dict(stock='stock fastai', item='item pipeline', device='device pi
 def _contender(name, recipe, ims, device, precision, workers):
     'The contender called `name`, built'
     if name=='stock':
-        learn = _stock_learner(recipe, ims, device, workers)
+        learn = stock_learner(recipe, ims, device, workers)
         return _WithLearner(learn, learn.fit_one_cycle)
     if name in ('loop','resident'): return _ByHand(recipe, ims, device, precision, name=='resident')
     item,how = name=='item',{k: True for k in ('compile','graph') if k in name}
     learn = recipe_learner(recipe, ims, precision=precision, num_workers=workers*item, device=device,
                            pipeline='item' if item else 'device', **how)
     return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.replace(epochs=n)))
-
-# %% ../nbs/23_bench.ipynb #21e65ca9
-def _why(e):
-    'An exception in one line'
-    if isinstance(e, CifarFastError): return str(e)
-    if isinstance(e, (MemoryError,torch.OutOfMemoryError)): return 'out of memory'
-    return f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]
 
 # %% ../nbs/23_bench.ipynb #15e61f0c
 def _peak_memory(device):
@@ -292,77 +271,46 @@ def _peak_memory(device):
     except (OSError,TypeError): pass
     return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
-# %% ../nbs/23_bench.ipynb #fe64e192
-def _release(device):
-    'Give unused memory back'
-    if device.type in ('cuda','mps'): getattr(torch, device.type).empty_cache()
-    trim_memory()
-
 # %% ../nbs/23_bench.ipynb #3c3a21c5
-def _build(name, recipe, n, n_test, device, precision, workers):
-    'The contender that the first line asks for'
-    recipe,device = Recipe(**recipe),torch.device(device)
+_own = {}  # in the process of a contender: itself
+
+def _build(name, n, n_test, **spec):
+    'Build the contender of this process; how many steps its epochs have'
     if name!='stock': keep_freed_memory()
-    return _contender(name, recipe, _noise(n, n_test, recipe.size or 32), device, precision, workers)
+    _own['contender'] = _contender(name, ims=noise_images(n, n_test, spec['recipe'].size or 32), **spec)
+    return _own['contender'].per_epoch
 
 # %% ../nbs/23_bench.ipynb #11bbb989
-def _serve():
-    'The life of a contender: build it, then answer every line with one'
-    reply = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
-    spec = json.loads(sys.stdin.readline())
-    device = torch.device(spec['device'])
-    def obey(do, **kwargs):
-        nonlocal contender
-        if do=='machine': return _machine(device, spec['precision'])
-        if do!='build': return getattr(contender, do)(**kwargs)
-        contender = _build(**spec)
-        return dict(per_epoch=contender.per_epoch)
-    contender = None
-    for line in itertools.chain(['{"do": "build"}'], sys.stdin):
-        try: res = dict(obey(**json.loads(line)), memory=_peak_memory(device))
-        except Exception as e: res = dict(error=_why(e))
-        _release(device)
-        print(json.dumps(res), file=reply, flush=True)
+def _obey(device, f, /, *args, **kwargs):
+    "In the process of a contender: what `f`, or the contender's method of that name, returns, and the peak of the memory"
+    try: return (getattr(_own['contender'], f) if isinstance(f, str) else f)(*args, **kwargs),_peak_memory(device)
+    except CifarFastError: raise
+    except (MemoryError,torch.OutOfMemoryError): raise CifarFastError('out of memory') from None
+    except Exception as e: raise CifarFastError(f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]) from None
+    finally:
+        if device.type in ('cuda','mps'): getattr(torch, device.type).empty_cache()
+        trim_memory()
+
+# %% ../nbs/23_bench.ipynb #7d6c10fa
+def _end_with_parent():
+    'See to it that this process ends when the one that started it does'
+    def watch():
+        parent_process().join()
+        os._exit(1)  # whatever is being computed
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/23_bench.ipynb #bf3b311b
 class _Child:
     'A contender in a process of its own, as the one who asks sees it'
     def __init__(self, name, spec):
-        self.name,self.rates,self.error,self.memory,self.log = name,[],None,None,tempfile.TemporaryFile('w+')
-        self.proc = subprocess.Popen([sys.executable,'-W','ignore','-c','from cifar_fast.bench import _serve; _serve()'], text=True,
-                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
-        self._tell(dict(spec, name=name))
-    def __enter__(self): return self
-    def __exit__(self, *args):
-        try: self.proc.communicate(timeout=5)  # the end of its input is its end
-        except (subprocess.TimeoutExpired,OSError,ValueError): self.proc.kill()
-        self.proc.wait()
-        self.log.close()
-
-    def _tell(self, what):
-        with suppress(OSError): print(json.dumps(what), file=self.proc.stdin, flush=True)  # of the dead, `answer` knows
-    def ask(self, do, **kwargs):
-        self._tell(dict(do=do, **kwargs))
-        return self.answer()
-
-# %% ../nbs/23_bench.ipynb #51814feb
-@patch
-def _last_words(self:_Child):
-    'Why a process is no more'
-    code = self.proc.wait()
-    if code<0: return f'ended by signal {-code}' + ', as the system does when memory is short'*(code==-9)
-    self.log.seek(0)
-    return (self.log.read().strip().splitlines() or ['ended'])[-1]
-
-# %% ../nbs/23_bench.ipynb #8260a41f
-@patch
-def answer(self:_Child):
-    'What it has to say; the reason, as `error`, if it failed'
-    line = self.proc.stdout.readline()
-    res = json.loads(line) if line else dict(error=self._last_words())
-    self.error,self.memory = res.get('error'),res.get('memory', self.memory)
-    return res
+        self.name,self.spec,self.rates,self.error,self.memory = name,spec,[],None,None
+        self.pool = ProcessPoolExecutor(1, get_context('spawn'), _end_with_parent)
+        self.pid = self.pool.submit(os.getpid)  # all begin to start at once
+    def ask(self, f, /, *args, **kwargs):
+        try: res,self.memory = self.pool.submit(_obey, self.spec['device'], f, *args, **kwargs).result()
+        except BrokenProcessPool: self.error = 'its process has ended, as when the system is short of memory'
+        except CifarFastError as e: self.error = str(e)
+        else: return res
 
 # %% ../nbs/23_bench.ipynb #c8ccaf03
 def _plan(step_s, seconds, per_epoch, whole=False):
@@ -375,61 +323,41 @@ def _race(children, bs, repeats, seconds, cuda, whole):
     'Let `children` train in turn, and note the images per second of each turn'
     warm,first,plans = (10,20,{}) if cuda else (1,1,{})
     for c in children:
-        built = c.answer()
-        step = built if c.error else c.ask('turn', warm=warm, steps=first, epochs=1)
-        if not c.error: plans[c] = _plan(step['step_s'], seconds, built['per_epoch'], whole)
+        per_epoch = c.ask(_build, c.name, **c.spec)
+        step = None if c.error else c.ask('turn', warm=warm, steps=first, epochs=1)
+        if not c.error: plans[c] = _plan(step, seconds, per_epoch, whole)
         print(f'{_contenders[c.name]}:', f'failed: {c.error}' if c.error else f'steps in a turn: {math.prod(plans[c])}', flush=True)
     for i in range(repeats):
         for c in [c for c in plans if not c.error]:
-            res = c.ask('turn', warm=warm, steps=plans[c][0], epochs=plans[c][1])
-            if not c.error: c.rates.append(bs/res['step_s'])
+            step = c.ask('turn', warm=warm, steps=plans[c][0], epochs=plans[c][1])
+            if not c.error: c.rates.append(bs/step)
         print(f'round {i+1} of {repeats}', flush=True)
 
-# %% ../nbs/23_bench.ipynb #5d0e5511
-def _epoch(rate, data, valid):
-    'Seconds of an epoch of 50,000 images by what they went for, and of a validation of 10,000'
-    return dict(data=50_000*data, step=50_000*(1/rate-data), valid=10_000*valid)
-
-# %% ../nbs/23_bench.ipynb #c3c44424
-def _num(x): return f'{x:,.0f}' if x>=100 else f'{x:.3g}'
-def _median(rates): return statistics.median(rates) if rates else None
-def _rates_of(res, name): return first(c['rates'] for c in res['contenders'] if c['name']==name and not c['error'])
-
 # %% ../nbs/23_bench.ipynb #10abdd9d
-def _contender_row(c, loop):
-    'The cells of one contender'
-    if c['error']: return [_contenders[c['name']], f"failed: {c['error']}", *['']*5]
-    r,mem = c['rates'],c['memory']
-    ratio,memory = f'{_median([a/b for a,b in zip(r, loop)]):.3f}' if loop else '',f'{mem/2**30:.2f} GiB' if mem else ''
-    return [_contenders[c['name']], *map(_num, (_median(r),min(r),max(r))), ratio, f'{50_000/_median(r):.1f} s', memory]
-
-# %% ../nbs/23_bench.ipynb #a2063fde
-def _rates_table(res):
-    'Images per second of each contender'
-    head = ['training','images/s','min','max','of the loop','50,000 images','peak memory']
-    return [head, *[_contender_row(c, _rates_of(res, 'loop')) for c in res['contenders']]]
-
-# %% ../nbs/23_bench.ipynb #f6c90158
-def _epoch_table(res):
-    'Where the time goes'
-    e = res['epoch']
-    names = dict(data='gather, augment, normalise', step="forward, backward, optimizer; fastai's loop", valid='validation of 10,000 images')
-    return [['an epoch of the device pipeline', 'seconds', 'share'],
-            *[[v, f'{e[k]:.3g}', f'{e[k]/sum(e.values()):.1%}'] for k,v in names.items()]]
-
-# %% ../nbs/23_bench.ipynb #27370a99
-def _roof_table(res):
-    'What the machine allows, and the share of it that is reached'
-    m,roof = res['machine'],res['roofline']
-    names = dict(arithmetic=f"arithmetic: {res['flops']/1e9:.3f} GFLOP an image at {m['rate']/1e12:.3g} TFLOP/s",
-                 memory=f"memory: about {res['bytes']/1e6:.2f} MB an image at {m['bandwidth']/1e9:.3g} GB/s",
-                 overlapped='both at once: the roofline', in_turn='one after the other')
-    reached = _median(_rates_of(res, 'device'))
-    return [['limit', 'images/s', 'reached by the device pipeline'],
-            *[[v, _num(roof[k]), f'{reached/roof[k]:.1%}' if reached else ''] for k,v in names.items()]]
-
-# %% ../nbs/23_bench.ipynb #bac4805d
-def _tables(res): return [f(res) for k,f in dict(contenders=_rates_table, epoch=_epoch_table, roofline=_roof_table).items() if res.get(k)]
+def _tables(res):
+    'Rows of text, the first of them a head: the contenders; an epoch and the limits, where they were measured'
+    def num(x): return f'{x:,.0f}' if x>=100 else f'{x:.3g}'
+    def row(c):
+        if c['error']: return [_contenders[c['name']], f"failed: {c['error']}", *['']*5]
+        r,mid = c['rates'],statistics.median(c['rates'])
+        ratio = f'{statistics.median(a/b for a,b in zip(r, rates["loop"])):.3f}' if 'loop' in rates else ''
+        memory = f"{c['memory']/2**30:.2f} GiB" if c['memory'] else ''
+        return [_contenders[c['name']], num(mid), num(min(r)), num(max(r)), ratio, f'{50_000/mid:.1f} s', memory]
+    rates = {c['name']: c['rates'] for c in res['contenders'] if not c['error']}
+    tables = [[['training','images/s','min','max','of the loop','50,000 images','peak memory'], *map(row, res['contenders'])]]
+    if 'epoch' in res:
+        names = dict(data='gather, augment, normalise', step="forward, backward, optimizer; fastai's loop", valid='validation of 10,000 images')
+        e,total = res['epoch'],sum(res['epoch'].values())
+        tables.append([['an epoch of the device pipeline', 'seconds', 'fraction'],
+                       *[[v, f'{e[k]:.3g}', f'{e[k]/total:.1%}'] for k,v in names.items()]])
+    if 'roofline' in res:
+        m,roof,reached = res['machine'],res['roofline'],statistics.median(rates.get('device', [math.nan]))
+        names = dict(flops=f"FLOPs: {res['flops']/1e9:.3f} G an image at {m['rate']/1e12:.3g} T a second",
+                     memory=f"memory: about {res['bytes']/1e6:.2f} MB an image at {m['bandwidth']/1e9:.3g} GB/s",
+                     overlapped='both at once: the roofline', in_turn='one after the other')
+        tables.append([['limit', 'images/s', 'reached by the device pipeline'],
+                       *[[v, num(roof[k]), f'{reached/roof[k]:.1%}'.replace('nan%', '')] for k,v in names.items()]])
+    return tables
 
 # %% ../nbs/23_bench.ipynb #d9c7cd03
 def _notes(res):
@@ -446,31 +374,29 @@ def _notes(res):
         f"peak memory: {h['memory']}",
         'the bytes are an estimate: 5 × the outputs of all layers']
 
-# %% ../nbs/23_bench.ipynb #02a9f7da
-def _text(tables, notes):
-    'Tables for a terminal'
-    def lines(rows):
-        wide = [max(len(r[i]) for r in rows if i!=1 or not r[i].startswith('failed')) for i in range(len(rows[0]))]
-        for r in rows: yield '  '.join(c.rjust(w) if i else c.ljust(w) for i,(c,w) in enumerate(zip(r, wide))).rstrip()
-    return '\n'.join([*['\n'.join(lines(rows))+'\n' for rows in tables], *notes])
-
 # %% ../nbs/23_bench.ipynb #86f3516a
-def _markdown(tables, notes):
-    'Tables for a page'
-    def row(cells): return f"| {' | '.join(c.replace('|', '/') for c in cells)} |"
-    parts = ['\n'.join([row(head), row([':--']+['--:']*(len(head)-1)), *map(row, rows)]) for head,*rows in tables]
-    return '\n\n'.join([*parts, '\n'.join(f'* {o}' for o in notes)])+'\n'
+def _page(res):
+    'Tables and notes, for a page and for a terminal'
+    def table(rows):
+        rows = [[c.replace('|', '/') for c in r] for r in rows]
+        wide = [max(len(r[i]) for r in rows if not r[1].startswith('failed')) for i in range(len(rows[0]))]
+        rows.insert(1, [':'+(wide[0]-1)*'-', *[(w-1)*'-'+':' for w in wide[1:]]])
+        return '\n'.join(f"| {' | '.join(c.rjust(w) if i else c.ljust(w) for i,(c,w) in enumerate(zip(r, wide)))} |" for r in rows)
+    return '\n\n'.join([*map(table, _tables(res)), '\n'.join(f'* {o}' for o in _notes(res))])+'\n'
 
 # %% ../nbs/23_bench.ipynb #3f1f3bfb
-def _draw(res, ax=None, figsize=(8,3.4)):
+def plot_bench(
+    res:dict,         # What `bench` returned, or what is in bench.json
+    ax:plt.Axes=None  # Where to draw; None: a new figure
+)->plt.Axes:
     'Images per second as bars with their range; the roofline as a line'
-    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=(8,3.4), layout='constrained')[1]
     done = [c for c in res['contenders'] if c['rates'] and not c['error']][::-1]
-    mids = [_median(c['rates']) for c in done]
+    mids = [statistics.median(c['rates']) for c in done]
     spread = [[m-min(c['rates']) for m,c in zip(mids, done)], [max(c['rates'])-m for m,c in zip(mids, done)]]
     ax.barh([_contenders[c['name']] for c in done], mids, xerr=spread, capsize=3, color='tab:blue', alpha=.8)
-    if res.get('roofline'):
-        for k,style,label in (('overlapped','-','roofline'), ('in_turn','--','arithmetic and memory in turn')):
+    if 'roofline' in res:
+        for k,style,label in (('overlapped','-','roofline'), ('in_turn','--','FLOPs and memory in turn')):
             ax.axvline(res['roofline'][k], color='tab:red', ls=style, lw=1, label=label)
         ax.figure.legend(fontsize=8, loc='outside lower center', ncols=2)
     title = f"{res['recipe']['name']}: {res['recipe']['model']}, batch {res['recipe']['bs']}, {res['precision']} (stock: fp32)"
@@ -478,58 +404,42 @@ def _draw(res, ax=None, figsize=(8,3.4)):
     ax.title.set_size(9)
     return ax
 
-# %% ../nbs/23_bench.ipynb #e73bdc95
-def _cpu_name():
-    'What the processor calls itself'
-    try: return re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())[1].strip()
-    except (OSError,TypeError): return platform.processor() or platform.machine()
-
-# %% ../nbs/23_bench.ipynb #d61af742
-def _driver():
-    'Version of the GPU driver, if nvidia-smi knows'
-    cmd = ['nvidia-smi','--query-gpu=driver_version','--format=csv,noheader']
-    try: out = subprocess.run(cmd, capture_output=True, text=True, timeout=20)
-    except (OSError,subprocess.TimeoutExpired): return
-    return out.stdout.split('\n')[0].strip() or None if out.returncode==0 else None
-
 # %% ../nbs/23_bench.ipynb #1faf4e18
 def machine_facts(
     device:torch.device # Where it trains
 )->dict:                # Date, hardware and versions
     'Machine and versions'
-    cuda = device.type=='cuda'
-    libs = {o: version(o) for o in ('torch','fastai','albumentations','cifar_fast')}
+    cuda,info,more = device.type=='cuda',Path('/proc/cpuinfo'),{}
+    cpu = re.search(r'model name\s*:\s*(.+)', info.read_text() if info.exists() else '')
+    if cuda:
+        from torch.utils import collect_env
+        more = dict(CUDA=torch.version.cuda, driver=collect_env.get_nvidia_driver_version(collect_env.run))
     return dict(
         date=time.strftime('%Y-%m-%d %H:%M'),
-        hardware=dict(device=torch.cuda.get_device_name(device) if cuda else device.type, cpu=_cpu_name(), cores=os.cpu_count(),
+        hardware=dict(device=torch.cuda.get_device_name(device) if cuda else device.type,
+                      cpu=cpu[1].strip() if cpu else platform.processor() or platform.machine(), cores=os.cpu_count(),
                       threads=torch.get_num_threads(), system=f'{platform.system()} {platform.machine()}',
                       memory="of the device, PyTorch's tensors" if cuda else 'of the process, with its libraries and images'),
-        versions=dict(python=platform.python_version(), **libs, **(dict(CUDA=torch.version.cuda, driver=_driver()) if cuda else {})))
+        versions=dict(python=platform.python_version(), **{o: version(o) for o in ('torch','fastai','albumentations','cifar_fast')}, **more))
 
 # %% ../nbs/23_bench.ipynb #b90244b3
-def _measure(res, spec, names, device, bs):
+def _measure(res, spec, names):
     'Run the contenders, and fill `res`'
-    cuda,quick = device.type=='cuda',res['quick']
+    device,bs,quick = spec['device'],spec['recipe'].bs,res['quick']
+    cuda,n_valid = device.type=='cuda',math.ceil(spec['n_test']/bs)
     with ExitStack() as stack:
-        children = [stack.enter_context(_Child(o, spec)) for o in names]
+        children = [_Child(o, spec) for o in names]
+        for c in children: stack.enter_context(c.pool)
         _race(children, bs, res['repeats'], (.5 if quick else 5) if cuda or quick else 10, cuda, cuda and not quick)
         res['contenders'] = [dict(name=c.name, rates=c.rates, error=c.error, memory=c.memory) for c in children]
         alive = {c.name: c for c in children if not c.error}
-        m = first(alive.values()).ask('machine') if alive else dict(error='no contender is left')
-        if 'error' not in m: res['machine'],res['roofline'] = m,_roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
-        p = alive['device'].ask('parts', n=97 if cuda else 4, n_valid=math.ceil(spec['n_test']/bs)) if 'device' in alive else {}
-        if 'data' in p: res['epoch'] = _epoch(_median(alive['device'].rates), p['data'], p['valid'])
-        for what,o in (('arithmetic and bandwidth',m), ('parts of an epoch',p)):
-            if 'error' in o: print(f'{what}: failed: {o["error"]}', flush=True)
-
-# %% ../nbs/23_bench.ipynb #d2ac691d
-def _save(res, out):
-    'Write what was measured, the tables, and the picture'
-    with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))
-    with atomic_write(out/'bench.md') as tmp: tmp.write_text(_markdown(_tables(res), _notes(res)))
-    fig = _draw(res).figure
-    with atomic_write(out/'bench.png') as tmp: fig.savefig(tmp, format='png', dpi=110)
-    plt.close(fig)
+        if alive and (m := first(alive.values()).ask(_machine, device, spec['precision'])):
+            res['machine'],res['roofline'] = m,_roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
+        if 'device' in alive and (p := alive['device'].ask('parts', n=97 if cuda else 4, n_valid=n_valid)):
+            step = 1/statistics.median(alive['device'].rates)-p['data']
+            res['epoch'] = dict(data=50_000*p['data'], step=50_000*step, valid=10_000*p['valid'])
+        for c in alive.values():
+            if c.error: print(f'machine and parts of an epoch, by {_contenders[c.name]}: failed: {c.error}', flush=True)
 
 # %% ../nbs/23_bench.ipynb #539ac0fe
 def bench(
@@ -554,8 +464,10 @@ def bench(
                size=size, workers=workers, flops=training_flops(net, size),
                bytes=activation_bytes(net, size, 4 if precision=='fp32' else 2), contenders=[])
     with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
-    spec = dict(recipe=res['recipe'], n=n, n_test=n_test, device=str(device), precision=precision, workers=workers)
-    _measure(res, spec, names, device, recipe.bs)
-    _save(res, out)
-    print('\n' + _text(_tables(res), _notes(res)))
+    _measure(res, dict(recipe=recipe, n=n, n_test=n_test, device=device, precision=precision, workers=workers), names)
+    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': _page(res)}.items():
+        with atomic_write(out/name) as tmp: tmp.write_text(text)
+    with atomic_write(out/'bench.png') as tmp: plot_bench(res).figure.savefig(tmp, format='png', dpi=110)
+    plt.close()
+    print('\n' + _page(res))
     return res

@@ -140,7 +140,8 @@ def _tables(run, model, preds):
     c,results,notes = run.config,run_results(run),run_recipe(run).notes
     classes = [[r['class'], *[f'{r[k]:.3f}' for k in ('precision','recall','f1')], r['support']] for r in preds.per_class()]
     net = model_summary(model.cpu(), preds.images.shape[1])
-    head,*layers = net._cells('\u2003')
+    layers = [['\u2003'*n.count('.')+n.split('.')[-1], o.type, '×'.join(map(str, o.output)), f'{o.parameters:,}', f'{o.MACs/1e6:,.2f} M',
+               o.field] for n,o in net.iterrows()]
     repeats = f"A seed repeats initial weights, order and augmentation; the convolutions of the {c['device']} do not repeat to the bit."
     if ' cpu, ' in c['device']: repeats = 'On the same machine and versions, a seed repeats its weights to the bit.'
     parts = {'Training': [],
@@ -150,7 +151,7 @@ def _tables(run, model, preds):
     if 'cam_localization' in results:
         rows = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results['cam_localization']]
         parts['What it looked at'] = [_table(rows, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2])]
-    parts['The net'] = [ft('p', net._total()), _table(layers, head, numbers=[3,4,5])]
+    parts['The net'] = [_table(layers, ['layer',*net.columns], numbers=[3,4,5])]
     if notes: parts['Where the original differs from what it says'] = [ft('ul', *[ft('li', o) for o in notes])]
     parts['How to repeat it'] = [
         ft('pre', repeat_command(run)),

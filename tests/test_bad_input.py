@@ -40,7 +40,8 @@ def answers(folder, run_script, tmp_path_factory):
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='bs is', epochs='epochs is', peak='peak',
     lr_negative='learning rate', lr_zero='learning rate', lr_nan='lr is nan', smoothing='label_smoothing is', valid='1.5',
     model_args='a valid dictionary', model_arg='wide', kept='not empty', other='another run', file='is a file',
-    resume_none='nowhere', resume_empty='config.json', resume_damaged='config.json is damaged', resume_other='another version', resume_lr='leave out what sets its lr',
+    resume_none='nowhere', resume_empty='config.json', resume_damaged='config.json is damaged',
+    resume_other='another version', resume_lr='leave out what sets its lr',
     nan='learning rate was', device="no device 'gpu' here: choose from cpu", no_cuda="no device 'cuda:99' here", graph='leave out --graph',
     pipeline="did you mean 'item'", workers="pipeline='item'").items())
 def test_one_line(answers, name, message):

@@ -1,6 +1,8 @@
 "`bench` runs, leaves its files, and survives a contender that does not; its figures are not looked at"
-import dataclasses,json
-import pytest
+import json,os,signal,subprocess,sys,time
+from functools import partialmethod
+from pathlib import Path
+import pytest,torch
 from cifar_fast import bench as b
 from cifar_fast.all import CifarFastError,get_recipe
 from PIL import Image
@@ -33,12 +35,47 @@ def test_failing_contender(ran):
     assert 'CUDA' in res['contenders'][1]['error']
     assert 'failed: ' + res['contenders'][1]['error'] in (out/'bench.md').read_text()
 
+spec = dict(recipe=tiny, n=64, n_test=32, device=torch.device('cpu'), precision='fp32', workers=0)
+
 def test_killed_contender():
-    spec = dict(recipe=dataclasses.asdict(tiny), n=64, n_test=32, device='cpu', precision='fp32', workers=0)
-    with b._Child('loop', spec) as dead:
-        dead.proc.kill()
-        assert 'signal 9' in dead.answer()['error']
-        assert 'signal 9' in dead.ask('turn', warm=1, steps=1, epochs=1)['error']
+    dead = b._Child('loop', spec)
+    with dead.pool:
+        os.kill(dead.pid.result(), signal.SIGKILL)
+        for _ in range(2):
+            dead.error = None
+            assert dead.ask('turn', warm=1, steps=1, epochs=1) is None and 'process has ended' in dead.error
+
+def alive(pid):
+    "Zombies, which wait for somebody to ask how they ended, are not"
+    status = Path(f'/proc/{pid}/stat')
+    return status.exists() and status.read_text().rpartition(')')[2].split()[0]!='Z'
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks into /proc')
+def test_orphans_end(tmp_path):
+    "Nobody goes on computing for a parent that was killed"
+    script = tmp_path/'parent.py'
+    script.write_text("""import sys,time
+from cifar_fast import bench as b
+if __name__=='__main__':
+    import torch
+    child = b._Child('loop', dict(device=torch.device('cpu')))
+    print(child.pid.result(), flush=True)
+    child.ask(time.sleep, 600)
+""")
+    parent = subprocess.Popen([sys.executable,script], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    start = time.monotonic()
+    while alive(child) and time.monotonic()-start<30: time.sleep(.1)
+    assert not alive(child)
+
+def test_compiled_contender(monkeypatch):
+    "Compiling asks for a batch of a loader that is made anew from the timed one"
+    monkeypatch.setattr(torch.nn.Module, 'compile', partialmethod(torch.nn.Module.compile, backend='aot_eager'))
+    learner = b._contender('compile', tiny, b.noise_images(64, 32, 32), torch.device('cpu'), 'fp32', 0)
+    assert learner.turn(warm=1, steps=2, epochs=1)>0
 
 def test_bad_input(tmp_path):
     (tmp_path/'mine').touch()

@@ -1,11 +1,10 @@
-"""What each trick of a recipe brings, measured by leaving it out: `python tests/ablate.py speedrun ARCHIVE OUT [NAME=VALUE,…]`
+"""What each trick of a recipe brings, measured by leaving it out: `python docs/ablate.py speedrun ARCHIVE OUT [NAME=VALUE …]`
 
-A measurement, not a test. Every variant is trained with the same two seeds; the values at the end, as `--set` takes them, make it
-affordable, such as `epochs=5,model_args={'width':32}`."""
-import sys
+Every variant is trained with the same two seeds. The values at the end, of fields of the recipe and as Python writes them, make it
+affordable, such as `epochs=5 model_args="{'width':32}"`."""
+import ast,sys
 from pathlib import Path
 from cifar_fast.augment import policies
-from cifar_fast.cli import _parse_args
 from cifar_fast.recipes import get_recipe,train_seeds
 
 def flipped(name): return lambda t, size, fill: [*policies[name](t, size, fill), t.flip()]
@@ -14,8 +13,9 @@ policies.update(flip_crop2=flipped('crop2'))
 def variants(r):
     "The recipe, and the recipe without each of its tricks"
     yield 'all of it',r
-    if r.model_args.get('whiten', r.model=='speed_net'): yield 'a learned first layer',r.replace(model_args=dict(r.model_args, whiten=False))
-    if r.alternating_flip: yield 'random flips',r.replace(alternating_flip=False, policy={'crop':'flip_crop','crop2':'flip_crop2'}[r.policy])
+    args = r.model_args
+    if args.get('whiten', r.model=='speed_net'): yield 'a learned first layer',r.replace(model_args=dict(args, whiten=False))
+    if r.alternating_flip: yield 'random flips',r.replace(alternating_flip=False, policy=f'flip_{r.policy}')
     if r.label_smoothing: yield 'no label smoothing',r.replace(label_smoothing=0.)
     if r.progressive_resizing: yield 'full size throughout',r.replace(progressive_resizing=())
     if r.ema: yield 'no EMA',r.replace(ema=0.)
@@ -23,7 +23,7 @@ def variants(r):
 def mean_sd(res, kind=''): return f"{res[f'{kind}mean']:.2%} ± {res[f'{kind}sd']:.2%}"
 
 name,data,out,*values = sys.argv[1:]
-base = get_recipe(name).replace(data=data, **_parse_args(values[0] if values else ''))
+base = get_recipe(name).replace(data=data, **{k: ast.literal_eval(v) for k,v in (o.split('=', 1) for o in values)})
 print(f'{"":<24}{"accuracy":>18}{"test-time augmentation":>18}{"training":>10}')
 for label,r in variants(base):
     res = train_seeds(r, Path(out)/label.replace(' ', '_'), 2, quiet=True)

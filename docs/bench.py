@@ -1,6 +1,6 @@
-"""Images per second, side by side: `python tests/bench.py loader` or `gradcam`; training is measured by `cifar_fast_bench`
+"""Images per second, side by side: `python docs/bench.py loader` or `gradcam`; training is measured by `cifar_fast_bench`
 
-A benchmark, not a test: run it on an idle machine."""
+Run it on an idle machine."""
 import os,platform,statistics,sys,time
 from functools import partial
 from itertools import product
@@ -30,11 +30,11 @@ def race(ways, n):
 def loader(n=8*bs):
     import torch
     from cifar_fast.all import cifar_dls,get_policy,get_recipe
-    from cifar_fast.bench import _noise,_stock_learner
+    from cifar_fast.bench import noise_images,stock_learner
     import albumentations as A
     torch.set_num_threads(1)
-    ims,compose,cpu = _noise(n, bs, 32),A.Compose(get_policy('assignment'), strict=True),torch.device('cpu')
-    stock = _stock_learner(get_recipe('assignment'), ims, cpu, 0).dls.train
+    ims,compose,cpu = noise_images(n, bs, 32),A.Compose(get_policy('assignment'), strict=True),torch.device('cpu')
+    stock = stock_learner(get_recipe('assignment'), ims, cpu).dls.train
     items,whole = (cifar_dls(ims, bs=bs, policy='assignment', device=cpu, pipeline=o).train for o in ('item','device'))
     def bare():
         for x in ims.train_x: compose(image=x)
