@@ -98,11 +98,10 @@ def _machine(device, precision):
     def random(*shape): return torch.randn(shape, device=device).to(precisions[precision] or torch.float32)
     if cuda and torch.backends.cudnn.allow_tf32: torch.set_float32_matmul_precision('high')
     for n in (2048,4096,8192) if cuda else (512,1024,2048):
-        a,b = random(n, n),random(n, n)
-        rates[f'matrix {n}'] = 2*n**3/_fastest(lambda: a@b)
+        rates[f'matrix {n}'] = 2*n**3/_fastest(partial(torch.matmul, random(n, n), random(n, n)))
     for c,s in ((128,16),(256,8)):
         x,w = (o.to(memory_format=torch.channels_last) for o in (random(512,c,s,s),random(c,c,3,3)))
-        rates[f'conv {c}×{s}×{s}'] = 2*9*512*(c*s)**2/_fastest(lambda: F.conv2d(x, w, padding=1))
+        rates[f'conv {c}×{s}×{s}'] = 2*9*512*(c*s)**2/_fastest(partial(F.conv2d, x, w, padding=1))
     torch.set_float32_matmul_precision(was)
     a,b = (torch.ones((1024 if cuda else 256)<<18, device=device) for _ in range(2))
     return dict(rates=rates, rate=max(rates.values()), bandwidth=2*a.nbytes/_fastest(lambda: b.copy_(a)))
@@ -346,7 +345,8 @@ def _tables(res):
     rates = {c['name']: c['rates'] for c in res['contenders'] if not c['error']}
     tables = [[['training','images/s','min','max','of the loop','50,000 images','peak memory'], *map(row, res['contenders'])]]
     if 'epoch' in res:
-        names = dict(data='gather, augment, normalise', step="forward, backward, optimizer; fastai's loop", valid='validation of 10,000 images')
+        names = dict(data='gather, augment, normalise', step="forward, backward, optimizer; fastai's loop",
+                     valid='validation of 10,000 images')
         e,total = res['epoch'],sum(res['epoch'].values())
         tables.append([['an epoch of the device pipeline', 'seconds', 'fraction'],
                        *[[v, f'{e[k]:.3g}', f'{e[k]/total:.1%}'] for k,v in names.items()]])
@@ -420,7 +420,8 @@ def machine_facts(
                       cpu=cpu[1].strip() if cpu else platform.processor() or platform.machine(), cores=os.cpu_count(),
                       threads=torch.get_num_threads(), system=f'{platform.system()} {platform.machine()}',
                       memory="of the device, PyTorch's tensors" if cuda else 'of the process, with its libraries and images'),
-        versions=dict(python=platform.python_version(), **{o: version(o) for o in ('torch','fastai','albumentations','cifar_fast')}, **more))
+        versions=dict(python=platform.python_version(), **{o: version(o) for o in ('torch','fastai','albumentations','cifar_fast')},
+                      **more))
 
 # %% ../nbs/23_bench.ipynb #b90244b3
 def _measure(res, spec, names):
