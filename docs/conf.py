@@ -37,7 +37,7 @@ def anno(o): return '' if o is inspect.Parameter.empty else (o if isinstance(o, 
 def defined(o):
     "The names that a statement defines: a function, a class, a patched method, constants"
     if isinstance(o, (ast.FunctionDef,ast.ClassDef)): return [patch_name(o)]
-    return [n.id for t in o.targets for n in ast.walk(t) if isinstance(n, ast.Name)] if isinstance(o, ast.Assign) else []
+    return [n.id for t in o.targets for n in ast.walk(t) if isinstance(getattr(n, 'ctx', 0), ast.Store) and isinstance(n, ast.Name)] if isinstance(o, ast.Assign) else []
 
 def table(params, docs, ret):
     "The parameters in Markdown, if something is said of them"
