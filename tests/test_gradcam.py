@@ -364,7 +364,7 @@ def test_callback_after_an_error(dls, net, few, where, kept):
         if kept: learn.add_cbs(cbs)
         with pytest.raises(type(error)): learn.get_preds(dl=few, cbs=None if kept else cbs)
         if kept: learn.remove_cbs(cbs)
-        learn.autocast._close()
+        learn.autocast.ctx.close()
         assert state(net, rng=False)==before
         learn.model = good
         learn.get_preds(dl=few, cbs=cbs[0])
