@@ -5,7 +5,7 @@
 # %% ../nbs/11_runs.ipynb #13105b96
 from __future__ import annotations
 from .core import *
-import json,statistics
+import csv,json,statistics
 from fastai.basics import *
 from fastai.callback.tracker import SaveModelCallback
 from torch import nn
@@ -103,10 +103,9 @@ def write_table(self:Run,
 @patch
 def read_table(self:Run,
     name:str # The file, such as 'history.csv'
-)->list: # One dict a row
+)->list: # One dict a row, of numbers; None where there is none
     'Read what `write_table` wrote'
-    rows = pd.read_csv(self/name, float_precision='round_trip').astype(object)
-    return rows.where(rows.notna(), None).to_dict('records')
+    with open(self/name, newline='') as f: return [{k: float(v) if v else None for k,v in r.items()} for r in csv.DictReader(f)]
 
 # %% ../nbs/11_runs.ipynb #14037e4a
 def run_results(
