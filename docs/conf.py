@@ -37,8 +37,8 @@ def anno(o): return '' if o is inspect.Parameter.empty else (o if isinstance(o, 
 def defined(o):
     "The names that a statement defines: a function, a class, a patched method, constants"
     if isinstance(o, (ast.FunctionDef,ast.ClassDef)): return [patch_name(o)]
-    names = [n for n in ast.walk(o) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)] if isinstance(o, ast.Assign) else []
-    return [n.id for n in names]
+    stored = [n for t in o.targets for n in ast.walk(t)] if isinstance(o, ast.Assign) else []
+    return [n.id for n in stored if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # not a.b = …
 
 def table(params, docs, ret):
     "The parameters in Markdown, if something is said of them"
