@@ -5,7 +5,8 @@ affordable, such as `epochs=5 model_args="{'width':32}"`."""
 import ast,sys
 from pathlib import Path
 from cifar_fast.augment import policies
-from cifar_fast.recipes import get_recipe,train_seeds
+from cifar_fast.recipes import get_recipe
+from cifar_fast.train import train_seeds
 
 def flipped(name): return lambda t, size, fill: [*policies[name](t, size, fill), t.flip()]
 policies.update(flip_crop2=flipped('crop2'))
