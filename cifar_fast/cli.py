@@ -9,7 +9,7 @@ from argparse import SUPPRESS,ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib
-from fastcore.basics import ifnone
+from fastcore.basics import ifnone,patch
 from fastcore.docments import docments
 from .core import *
 from .data import load_images
@@ -44,8 +44,8 @@ class ScriptParser(ArgumentParser):
         docs = docments(f)
         for k,o in inspect.signature(f).parameters.items():
             how = dict(help=docs.get(k))
-            if k in leave: continue
-            if o.kind==o.VAR_KEYWORD:
+            if k in leave: pass
+            elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes'))
                 self.add_parameters(recipe_learner, ('recipe','images'))
             elif o.default is o.empty: self.add_argument(k, nargs='+' if o.annotation=='list' else None, **how)
@@ -53,12 +53,15 @@ class ScriptParser(ArgumentParser):
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
             else: self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), **how)
 
-    def parse_known_args(self, args=None, namespace=None):
-        "An option may be written with - in place of _"
-        args = [re.sub('^--[^=]+', lambda m: '--'+m[0][2:].replace('-', '_'), o) for o in ifnone(args, sys.argv[1:])]
-        return super().parse_known_args(args, namespace)
+# %% ../nbs/24_cli.ipynb #6665ab64
+@patch
+def parse_known_args(self:ScriptParser, args=None, namespace=None):
+    "An option may be written with - in place of _"
+    args = [re.sub('^--[^=]+', lambda m: '--'+m[0][2:].replace('-', '_'), o) for o in ifnone(args, sys.argv[1:])]
+    return ArgumentParser.parse_known_args(self, args, namespace)
 
-    def error(self, message): raise CifarFastError(f'{message}; see {self.prog} --help')
+@patch
+def error(self:ScriptParser, message): raise CifarFastError(f'{message}; see {self.prog} --help')
 
 # %% ../nbs/24_cli.ipynb #515e0c5f
 def main()->int: # The exit code
@@ -160,7 +163,7 @@ def cifar_fast_train(
     seeds:int=None,      # Train this many runs, with seeds 0, 1, 2, …
     resume:str=None,     # Folder of an interrupted run to continue as it was
     quiet:bool=False,    # No progress bars, no row an epoch
-    report:bool=True,    # Write report.html
+    report:bool=True,    # Write report.html; --no_report leaves it out
     list:bool=False,     # Show the recipes and leave
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
