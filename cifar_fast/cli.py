@@ -23,9 +23,9 @@ from .export import export_run
 from .bench import bench
 
 # %% auto #0
-__all__ = ['about_pipelines', 'scripts', 'ScriptParser', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on',
-           'print_run', 'print_seeds', 'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find',
-           'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_export', 'cifar_fast_bench']
+__all__ = ['ScriptParser', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run', 'print_seeds',
+           'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report',
+           'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_export', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
 class ScriptParser(ArgumentParser):
@@ -69,7 +69,7 @@ def main()->int: # The exit code
     name = Path(sys.argv[0]).stem
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
-    try: scripts[name](**vars(ScriptParser(scripts[name]).parse_args()))
+    try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
     except CifarFastError as e:
         print(f'{name}: {e}', file=sys.stderr)
         return 2
@@ -141,7 +141,7 @@ def split_values(
     return {k: v for k,v in values.items() if k not in how},how
 
 # %% ../nbs/24_cli.ipynb #385a4cc4
-about_pipelines = dict(device='pipeline device: the images lie on the device and are augmented in batches',
+_about_pipelines = dict(device='pipeline device: the images lie on the device and are augmented in batches',
                        item='pipeline item: Albumentations augments image by image')
 
 def continue_run(
@@ -174,7 +174,7 @@ def cifar_fast_train(
     changes,how = split_values(values)
     chosen = get_recipe(recipe or 'assignment').replace(**changes)
     if seeds is not None and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
-    if not quiet: print(f"{choose(how.get('pipeline', 'device'), about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
+    if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
     with going_on(out):
         if seeds is not None: return print_seeds(out, train_seeds(chosen, out, seeds, quiet, **how))
         train_recipe(chosen, out, quiet, **how)
@@ -252,5 +252,5 @@ def cifar_fast_bench(
     'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop'
     bench(out or f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}', recipe, bs, device, quick)
 
-scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
+_scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
                                    cifar_fast_export, cifar_fast_bench)}

@@ -17,8 +17,7 @@ from .learner import sgd
 from .tricks import Muon,muon
 
 # %% auto #0
-__all__ = ['Fraction', 'Values', 'Momenta', 'Sizes', 'finite', 'optimizers', 'recipes', 'read_literal', 'Schedule', 'Recipe',
-           'add_recipe', 'get_recipe']
+__all__ = ['optimizers', 'recipes', 'read_literal', 'Schedule', 'Recipe', 'add_recipe', 'get_recipe']
 
 # %% ../nbs/18_recipes.ipynb #47d128b9
 def read_literal(
@@ -26,19 +25,23 @@ def read_literal(
 ):
     'The dict or tuple that a text means'
     if not isinstance(o, str): return o
+    no_literal = SyntaxError,ValueError,TypeError,AttributeError,MemoryError,RecursionError  # what damaged and huge ones raise
     try: return ast.literal_eval(o)
-    except (SyntaxError,ValueError): pass
-    try: return {k.arg: ast.literal_eval(k.value) for k in ast.parse(f'dict({o})', mode='eval').body.keywords if k.arg} or o
-    except (SyntaxError,ValueError,AttributeError): return o
+    except no_literal: pass
+    try:
+        call = ast.parse(f'dict({o})', mode='eval').body
+        return o if call.args or not all(k.arg for k in call.keywords) else {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except no_literal: return o
 
+# %% ../nbs/18_recipes.ipynb #1ff42afb
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Values = Annotated[dict, BeforeValidator(read_literal)]
 Momenta = Annotated[tuple[Fraction,...], BeforeValidator(read_literal)]
 Sizes = Annotated[tuple[tuple[Fraction,PositiveInt],...], BeforeValidator(read_literal)]
-finite = dict(allow_inf_nan=False)
+_finite = dict(allow_inf_nan=False)
 
 # %% ../nbs/18_recipes.ipynb #cf2804f7
-@dataclass(frozen=True, kw_only=True, config=finite)
+@dataclass(frozen=True, kw_only=True, config=_finite)
 class Schedule:
     'The learning rate, and the momentum where it moves, over a training'
     epochs:PositiveInt=24          # Passes over the training images
@@ -64,7 +67,7 @@ class Schedule:
 # %% ../nbs/18_recipes.ipynb #f212e462
 optimizers = dict(sgd=sgd, muon=muon)
 
-@dataclass(frozen=True, config=finite)
+@dataclass(frozen=True, config=_finite)
 class Recipe(Schedule):
     'Everything that decides the outcome of a training, but for the seed and the machine'
     name:str                       # What to call it

@@ -35,8 +35,8 @@ def repeat_command(
     changed |= {k: c[k] for k in ('seed','valid_pct','num_workers') if c[k]}
     words = ['cifar_fast_train','--recipe',recipe.name]
     for k,v in changed.items(): words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
-    flags = [f'--{k}' for k in ('compile','graph') if c.get(k)]
-    return shlex.join([*words, '--pipeline', c.get('pipeline', 'item'), *flags, '--precision', c['precision']])
+    flags = [f'--{k}' for k in ('compile','graph') if c[k]]
+    return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
 
 # %% ../nbs/20_report.ipynb #3ca04c9b
 _theme = '''

@@ -130,7 +130,7 @@ def result_rows(
     'What came out of `run`, as a table to print'
     c,results = run.config,run_results(run)
     data = f"{c['data']['name']}, {c['data']['train']:,} training and {c['data']['test']:,} test images"
-    how = ', '.join([c['precision'], f"{c.get('pipeline', 'item')} pipeline", *[k for k in ('compile','graph') if c.get(k)]])
+    how = ', '.join([c['precision'], f"{c['pipeline']} pipeline", *[k for k in ('compile','graph') if c[k]]])
     rows = [('recipe', f"{c['recipe']['name']}, seed {c['seed']}, {how}"), ('data', data)]
     rows += [(label, form.format(results[k])) for k,(label,form) in result_labels.items() if k in results]
     return rows + [(f"Grad-CAM on the shape, {r['who']}", f"{r['energy_on_object']:.1%} of the heat, {r['pointing']:.1%} of the maxima")
