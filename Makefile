@@ -50,6 +50,7 @@ test-no-bf16: $(VENV)/.ready
 		CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python tests/check_outputs.py nbs/$$n.ipynb || exit 1; done
 
 docs: $(VENV)/.ready
+	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/make_readme.py
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 

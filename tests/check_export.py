@@ -18,9 +18,12 @@ with tempfile.TemporaryDirectory() as d:
 differ = sorted(str(k) for k in before.keys()|after.keys() if before.get(k)!=after.get(k) and 'checkpoints' not in str(k))
 if differ: sys.exit(f'run nbdev_export and nbdev_clean, then commit: they change {", ".join(differ)}')
 sys.path.insert(0, str(root/'docs'))
-from make_readme import files
-differ = [k for k,v in files().items() if not (root/k).exists() or (root/k).read_bytes()!=v]
-if differ: sys.exit(f'{" and ".join(differ)}: not what nbs/index.ipynb says: run `python docs/make_readme.py`, then commit')
+import make_readme,tables
+def stale(files): return [k for k,v in files.items() if not (root/k).exists() or (root/k).read_bytes()!=v]
+if o := stale({k: v.encode() for k,v in tables.files().items()}):
+    sys.exit(f'{" and ".join(o)}: not what docs/results/runs.csv says: run `python docs/tables.py`, then commit')
+if o := stale(make_readme.files()):
+    sys.exit(f'{" and ".join(o)}: not what nbs/index.ipynb says: run `python docs/make_readme.py`, then commit')
 def outputs(nb): return [o for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
 warned = [p.name for p in sorted((root/'nbs').rglob('*.ipynb')) if any(o.get('name')=='stderr' for o in outputs(p))]
 if warned: sys.exit(f'outputs on stderr, warnings most likely, are saved in {", ".join(warned)}: mend the cause and run them again')
