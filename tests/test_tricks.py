@@ -1,0 +1,120 @@
+"The tricks do what their plain formulas say, in few operations, and let nobody wait"
+import numpy as np,pytest,torch
+from copy import deepcopy
+from fastai.basics import Callback,CrossEntropyLossFlat,DataLoaders,Learner
+from torch import nn
+from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from cifar_fast.learner import sgd
+from cifar_fast.models import get_model
+from cifar_fast.recipes import get_recipe
+from cifar_fast.tricks import *
+
+class Ops(TorchDispatchMode):
+    "The names of operations, but of those that only look at a tensor in another way"
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and 'profiler' not in str(func): self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+# --- Muon ----------------------------------------------------------------------------------------------------------
+
+def plain_step(p, buf, lr, mom, wd, sgd_mom, bias_lr, head_lr):
+    "One parameter's step as the formulas have it: Nesterov, the polynomial 3.4445x-4.775x^3+2.0315x^5 three times, an angle of `lr`"
+    def nesterov(m): return p.grad+m*buf.mul_(m).add_(p.grad)
+    if p.ndim!=4: return p.mul_(1-lr*wd).sub_(lr*(bias_lr if p.ndim==1 else head_lr)*nesterov(sgd_mom))
+    x = nesterov(mom).flatten(1)
+    x = x/(x.norm()+1e-7)
+    for _ in range(3): x = 3.4445*x - 4.775*(x@x.T)@x + 2.0315*(x@x.T)@(x@x.T)@x
+    p.mul_(len(p)**.5/p.norm()).sub_(lr*x.view_as(p))
+
+def filters_and_others(seed=0):
+    "Two shapes twice, a tall one, a bias and a head, channels last"
+    g = torch.Generator().manual_seed(seed)
+    shapes = (8,4,3,3),(8,4,3,3),(40,3,2,2),(6,8,1,1),(6,8,1,1),(8,),(10,6)
+    return [nn.Parameter(t.to(memory_format=torch.channels_last) if t.ndim==4 else t) for t in (torch.randn(s, generator=g) for s in shapes)]
+
+def give_grads(ps, seed):
+    for p,g in zip(ps, filters_and_others(seed)): p.grad = g.detach()
+
+hyper = dict(lr=.2, momentum=.6, weight_decay=.05, sgd_momentum=.85, bias_lr=2., head_lr=.5)
+
+def test_muon_is_its_formula():
+    ps,qs = filters_and_others(),filters_and_others()
+    opt,bufs = Muon(ps, **hyper),[torch.zeros_like(q) for q in qs]
+    for i in range(4):
+        for o in (ps,qs): give_grads(o, i+1)
+        opt.step()
+        with torch.no_grad():
+            for q,buf in zip(qs, bufs): plain_step(q, buf, *hyper.values())
+        for p,q in zip(ps, qs): torch.testing.assert_close(p, q, atol=2e-5, rtol=1e-4)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in ps if p.ndim==4)
+
+def test_muon_takes_its_settings_as_tensors():
+    "As a CUDA graph has them: filled in place, and never read"
+    class Unread(Ops):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert '_local_scalar_dense' not in str(func)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+    ps,qs = filters_and_others(),filters_and_others()
+    lr,mom = torch.tensor(0.),torch.tensor(0.)
+    ours,theirs = Muon(ps, **dict(hyper, lr=lr, momentum=mom)),Muon(qs, **hyper)
+    for i,(a,b) in enumerate(((.3,.5),(.1,.7),(.05,.6))):
+        for o in (ps,qs): give_grads(o, i+1)
+        theirs.param_groups[0].update(lr=a, momentum=b)
+        lr.fill_(a)
+        mom.fill_(b)
+        with Unread(): ours.step()
+        theirs.step()
+    for p,q in zip(ps, qs): torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
+
+@pytest.mark.parametrize('name,most', [('speedrun',82),('fast',108)])
+def test_operations_of_a_muon_step(name, most):
+    r = get_recipe(name)
+    net = get_model(r.model, **r.model_args).to('meta').to(memory_format=torch.channels_last)
+    opt = Muon(net.parameters(), lr=r.lr, momentum=r.mom, weight_decay=r.wd, **r.opt_args)
+    for p in net.parameters(): p.grad = torch.empty_like(p) if p.requires_grad else None
+    opt.step()  # the state is made once
+    with Ops() as ops: opt.step()
+    assert len(ops.seen)<=most and not [o for o in ops.seen if 'zeros' in o], ops.seen
+
+def test_muon_goes_on_from_its_state():
+    "To the bit, also where a parameter has had no gradient yet"
+    def stepped(ps, opt, seeds):
+        for s in seeds:
+            give_grads(ps, s)
+            ps[0].grad = None
+            opt.step()
+    ps = filters_and_others()
+    opt = Muon(ps, **hyper)
+    stepped(ps, opt, (1,2))
+    assert len(opt.state_dict()['state'])==len(ps)-1
+    qs = [nn.Parameter(p.detach().clone()) for p in ps]
+    again = Muon(qs, lr=1.)
+    again.load_state_dict(deepcopy(opt.state_dict()))
+    stepped(ps, opt, (3,4))
+    stepped(qs, again, (3,4))
+    assert all(torch.equal(p, q) for p,q in zip(ps, qs))
+
+# --- EMA -----------------------------------------------------------------------------------------------------------
+
+class Reference(Callback):
+    "PyTorch's own average, beside the callback's"
+    order,run_valid = EMA.order+1,False
+    def before_fit(self): self.model_ = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(.9), use_buffers=True)
+    def after_batch(self):
+        if (self.epoch*self.n_iter+self.iter+1)%3: return
+        self.model_.update_parameters(self.model)
+        for (k,a),b in zip(self.ema.averaged.state_dict().items(), self.model_.state_dict().values()): assert torch.equal(a, b), k
+        self.compared = True
+
+def test_ema_is_pytorchs():
+    "To the bit: weights, the statistics of batch norms, and their counts"
+    torch.manual_seed(0)
+    ds = [(torch.randn(3),torch.randn(1)) for _ in range(80)]
+    net = nn.Sequential(nn.Linear(3,4), nn.BatchNorm1d(4), nn.Linear(4,1))
+    learn = Learner(DataLoaders.from_dsets(ds, ds[:8], bs=4, device='cpu'), net, loss_func=nn.MSELoss(), opt_func=sgd, cbs=[EMA(.9, every=3),Reference()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, lr=.1)
+    assert learn.reference.compared and learn.model[1].num_batches_tracked!=60
