@@ -13,7 +13,7 @@ from .augment import *
 
 # %% auto #0
 __all__ = ['batch_steps', 'BatchTransform', 'BatchCrop', 'BatchPad', 'BatchFlip', 'BatchCutout', 'BatchAffine', 'batch_policy',
-           'ImageItems', 'ArrayDL', 'DeviceDL']
+           'ImageItems', 'ArrayDL', 'DeviceDL', 'shrink_batch']
 
 # %% ../nbs/04_device.ipynb #801425f7
 class BatchTransform(RandTransform):
@@ -289,7 +289,7 @@ class DeviceDL(ArrayDL):
         num_workers:int=0,  # Accepted for the sake of fastai: there is nothing for workers to do
         **kwargs            # Passed on to `TfmdDL`, such as `after_batch`, `drop_last` and `device`
     ):
-        self._held = _Held()
+        self._held,self.at_once,self.wants = _Held(),None,{}
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     @delegates(TfmdDL.new)
@@ -300,8 +300,16 @@ class DeviceDL(ArrayDL):
     ):
         'A loader like this one, but for what is given'
         res = super().new(dataset, cls, **kwargs)
-        if res.dataset is self.dataset and isinstance(res, DeviceDL): res._held = self._held
+        if not isinstance(res, DeviceDL): return res
+        res.at_once = self.at_once
+        if res.dataset is self.dataset: res._held = self._held
         return res
+
+    def one_batch(self):
+        'The first batch of a pass, made alone'
+        kept,self.at_once = self.at_once,1
+        try: return super().one_batch()
+        finally: self.at_once = kept
 
 # %% ../nbs/04_device.ipynb #62bf9c1f
 @patch
@@ -313,7 +321,7 @@ def get_idxs(self:DeviceDL):
 @patch
 def _one_pass(self:DeviceDL): self._n_inp,self._types = 1,{tuple: [TensorImage,TensorCategory]}
 @patch
-def __getstate__(self:DeviceDL): return {**{k:v for k,v in self.__dict__.items() if k!='idxs'}, '_held': _Held()}
+def __getstate__(self:DeviceDL): return {**{k:v for k,v in self.__dict__.items() if k!='idxs'}, '_held': _Held(), 'wants': {}}
 
 # %% ../nbs/04_device.ipynb #7a3e6fa7
 @patch
@@ -357,16 +365,44 @@ def _take(self:DeviceDL, t, idxs):
 
 # %% ../nbs/04_device.ipynb #766d3507
 @patch
+def _batches_at_once(self:DeviceDL, xs):
+    'How many batches are made together'
+    if self.at_once or self.device is None or self.device.type!='cuda': return self.at_once or 1
+    return max(1, torch.cuda.get_device_properties(self.device).total_memory//8//(32*self.bs*xs[0].nbytes))
+
+# %% ../nbs/04_device.ipynb #4f7a2c11
+def shrink_batch(
+    x:Tensor, # Images, N×3×H×W
+    side:int  # Side of the result, in pixels
+)->Tensor: # N×3×`side`×`side`, channels last
+    'Scale images down, with antialiasing'
+    small = F.interpolate(cast(x, Tensor), size=(side,)*2, mode='bilinear', antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
+
+# %% ../nbs/04_device.ipynb #4f7a2c12
+@patch
+def _make(self:DeviceDL, xs, ys, idxs, side=None, flip=None, dtype=None):
+    'Images and labels with the numbers `idxs`, as the batches have them'
+    b = (self._take(xs, idxs).permute(0,3,1,2).as_subclass(TensorImage),)
+    if ys is not None: b += (self._take(ys, idxs).as_subclass(TensorCategory),)
+    x,*y = self.after_batch(b)
+    if flip is not None: x = BatchFlip().apply(x.permute(0,2,3,1), flip[idxs]).permute(0,3,1,2)
+    if side and side!=x.shape[-1]: x = shrink_batch(x, side)
+    return x.to(dtype or x.dtype).as_subclass(TensorImage),*y
+
+# %% ../nbs/04_device.ipynb #4f7a2c14
+@patch
 def __iter__(self:DeviceDL):
     if not self.n: return
     self.before_iter()
     xs,ys = self._data()
     order = self.get_idxs()
     if not isinstance(order, Tensor): order = torch.tensor([*itertools.islice(order, self.n)], dtype=torch.int64)
-    self.idxs = order
-    for idxs in order.to(xs.device).split(self.bs):
-        if len(idxs)<(self.bs if self.drop_last else 1): continue
-        b = (self._take(xs, idxs).permute(0,3,1,2).as_subclass(TensorImage),)
-        if ys is not None: b += (self._take(ys, idxs).as_subclass(TensorCategory),)
-        yield self.after_batch(b)
+    self.idxs,order = order,order.to(xs.device)[:len(self)*self.bs]
+    k,wants,self.wants = self._batches_at_once(xs),self.wants,{}
+    for n,side in wants.get('sides', [(len(self),None)]):
+        now,order = order[:n*self.bs],order[n*self.bs:]
+        for idxs in now.split(k*self.bs):
+            b = self._make(xs, ys, idxs, side, wants.get('flip'), wants.get('dtype'))
+            yield from zip(*(o.split(self.bs) for o in b)) if k>1 else [b]
     self.after_iter()

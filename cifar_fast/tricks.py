@@ -4,7 +4,9 @@
 
 # %% ../nbs/10_tricks.ipynb #b0ae5cfa
 from __future__ import annotations
+import itertools
 from .core import *
+from .device import BatchFlip,DeviceDL,shrink_batch
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from torch.optim.swa_utils import AveragedModel
@@ -103,12 +105,20 @@ class AlternatingFlip(Callback):
     def __init__(self,
         seed:int=0 # Decides which images are flipped in the first epoch
     ): store_attr()
-    def before_batch(self):
-        'Flip the half whose turn it is'
-        dl,x = self.dls.train,self.learn.xb[0]
+    def before_train(self):
+        'Choose the half whose turn it is; a `DeviceDL` flips it by itself'
+        dl = self.dls.train
         if not hasattr(self, 'first'): self.first = torch.rand(dl.n, generator=torch.Generator().manual_seed(self.seed)).lt(.5)
-        now = self.first[torch.as_tensor(dl.idxs[self.iter*dl.bs:][:len(x)])]^bool(self.epoch%2)
-        self.learn.xb = (torch.where(now.to(x.device, non_blocking=True)[:,None,None,None], x.flip(-1), x),*self.xb[1:])
+        self.first = self.first.to(self.dls.device)
+        self.flip = self.first^bool(self.epoch%2)
+        if isinstance(dl, DeviceDL): dl.wants['flip'] = self.flip
+    def before_batch(self):
+        'Flip what another loader gives'
+        dl,x = self.dls.train,self.learn.xb[0]
+        if isinstance(dl, DeviceDL): return
+        if self.iter==0: self.flip = self.flip[torch.as_tensor(dl.idxs, device=self.flip.device)]  # once an epoch, in the order of its images
+        now = self.flip[self.iter*dl.bs:][:len(x)]
+        self.learn.xb = (torch.where(now[:,None,None,None], x.flip(-1), x),*self.xb[1:])
 
 # %% ../nbs/10_tricks.ipynb #3edf3831
 class ProgressiveResize(Callback):
@@ -124,13 +134,22 @@ class ProgressiveResize(Callback):
         'Side of the images at that moment'
         return ([full]+[s for at,s in self.sizes if at<=pct])[-1]
 
-    def before_batch(self):
-        'Scale the images down to the size of the moment'
-        x = self.learn.xb[0]
-        side = self.side(self.pct_train, x.shape[-1])
-        if side==x.shape[-1]: return
-        small = F.interpolate(cast(x, Tensor), size=(side,)*2, mode='bilinear', antialias=True)
-        self.learn.xb = (small.contiguous(memory_format=torch.channels_last),*self.xb[1:])
+# %% ../nbs/10_tricks.ipynb #3edf3832
+@patch
+def before_train(self:ProgressiveResize):
+    'Ask a `DeviceDL` for images of the right size'
+    dl = self.dls.train
+    if not isinstance(dl, DeviceDL): return
+    n = len(dl)
+    done = itertools.accumulate([1/(n*self.n_epoch)]*(n-1), initial=self.pct_train)  # as fastai counts
+    dl.wants['sides'] = [(len([*same]),side) for side,same in itertools.groupby(self.side(o, None) for o in done)]
+
+@patch
+def before_batch(self:ProgressiveResize):
+    'Scale down what another loader gives'
+    x = self.learn.xb[0]
+    side = self.side(self.pct_train, x.shape[-1])
+    if side!=x.shape[-1]: self.learn.xb = (shrink_batch(x, side),*self.xb[1:])
 
 # %% ../nbs/10_tricks.ipynb #4d64aa95
 class EMA(Callback):

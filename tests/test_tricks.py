@@ -1,7 +1,7 @@
 "The tricks do what their plain formulas say, in few operations, and let nobody wait"
-import numpy as np,pytest,torch
+import pytest,torch
 from copy import deepcopy
-from fastai.basics import Callback,CrossEntropyLossFlat,DataLoaders,Learner
+from fastai.basics import Callback,DataLoaders,Learner
 from torch import nn
 from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
