@@ -1,13 +1,20 @@
 "The tricks do what their plain formulas say, in few operations, and let nobody wait"
-import pytest,torch
+import contextlib
+import numpy as np,pytest,test_recipes,torch
+import torch.nn.functional as F
 from copy import deepcopy
-from fastai.basics import Callback,DataLoaders,Learner
+from fastai.basics import Callback,DataLoaders,Learner,OptimWrapper
 from torch import nn
 from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
-from cifar_fast.learner import sgd
+from cifar_fast.core import precisions
+from cifar_fast.data import ImageArrays
+from cifar_fast.device import DeviceDL
+from cifar_fast.learner import Autocast,sgd
+from cifar_fast.loaders import ImageDL,cifar_dls
 from cifar_fast.models import get_model
-from cifar_fast.recipes import get_recipe
+from cifar_fast.recipes import get_recipe,recipes
+from cifar_fast.train import recipe_learner
 from cifar_fast.tricks import *
 
 class Ops(TorchDispatchMode):
@@ -118,3 +125,106 @@ def test_ema_is_pytorchs():
     learn = Learner(DataLoaders.from_dsets(ds, ds[:8], bs=4, device='cpu'), net, loss_func=nn.MSELoss(), opt_func=sgd, cbs=[EMA(.9, every=3),Reference()])
     with learn.no_bar(), learn.no_logging(): learn.fit(3, lr=.1)
     assert learn.reference.compared and learn.model[1].num_batches_tracked!=60
+
+# --- flips and sizes -----------------------------------------------------------------------------------------------
+
+def random_images(n=60, n_test=10):
+    x = np.random.default_rng(0).integers(0, 256, (n+n_test,32,32,3), dtype=np.uint8)
+    y = np.arange(n+n_test)%10
+    return ImageArrays(x[:n], y[:n], x[n:], y[n:], [str(i) for i in range(10)], 'random', '-')
+
+class Seen(Callback):
+    "What the net sees, and the number of each image"
+    run_valid,order = False,Autocast.order
+    def before_fit(self): self.rows = []
+    def before_batch(self): self.rows.append((self.x.clone(),torch.as_tensor(self.dls.train.idxs[self.iter*self.dl.bs:][:len(self.x)])))
+
+@pytest.mark.parametrize('pipeline,at_once', [('item',None),('device',None),('device',2),('device',100)])
+def test_flips_and_sizes(pipeline, at_once):
+    "Whoever makes them, loader or callback, one batch or many at a time: the same images, to the bit, also where the size changes within an epoch"
+    dls = cifar_dls(random_images(), bs=8, policy='none', device='cpu', pipeline=pipeline)
+    dls.train.at_once = at_once
+    plain = torch.cat([x for x,_ in dls.train.new(shuffle=False, drop_last=False)])
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,10))
+    sizes = ((0,16),(.25,24),(.75,32))  # of 21 steps, those from the 6th and the 16th on
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), opt_func=sgd, lr=.1, cbs=[AlternatingFlip(3),ProgressiveResize(sizes),Seen()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    first,sides = torch.rand(60, generator=torch.Generator().manual_seed(3))<.5,[16]*6+[24]*10+[32]*5
+    assert [len(x) for x,_ in learn.seen.rows]==[8]*21 and isinstance(dls.train, ImageDL if pipeline=='item' else DeviceDL)
+    for i,(side,(x,idxs)) in enumerate(zip(sides, learn.seen.rows)):
+        want = torch.where((first[idxs]^(i//7==1))[:,None,None,None], plain[idxs].flip(-1), plain[idxs])
+        if side<32: want = F.interpolate(want, size=(side,side), mode='bilinear', antialias=True)
+        assert torch.equal(x, want) and x.is_contiguous(memory_format=torch.channels_last), i
+    assert not getattr(dls.train, 'wants', None) and learn.dls.train.one_batch()[0].shape[-1]==32  # nothing is left behind
+
+def test_resumes_where_passes_are_made_at_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(DeviceDL, '_batches_at_once', lambda self, xs: 2)
+    test_recipes.test_resumes_with_all_tricks(folder, tmp_path, monkeypatch)
+
+def test_images_come_in_the_precision_of_the_training():
+    "On a GPU; a CPU casts batch by batch, as ever"
+    dls = cifar_dls(random_images(), bs=8, device='cpu', pipeline='device')
+    learn = Learner(dls, nn.Flatten(), loss_func=nn.CrossEntropyLoss(), cbs=Autocast())
+    learn.dl,learn.training = dls.train,True
+    for device,wants in (('cpu',{}),('cuda',dict(dtype=precisions['bf16']))):
+        dls.train._device = torch.device(device)
+        learn.autocast.before_train()
+        assert dls.train.wants==wants
+    dls.train._device = torch.device('cpu')
+    assert next(iter(dls.train))[0].dtype==torch.bfloat16 and next(iter(dls.train))[0].dtype==torch.float32
+
+# --- nobody waits --------------------------------------------------------------------------------------------------
+
+class NothingSent(TorchDispatchMode):
+    "Refuses to send something to the `meta` device, which itself refuses to be read"
+    on = False
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        res,kwargs = func(*args, **(kwargs or {})),kwargs or {}
+        ins,outs = ([o for o in torch.utils._pytree.tree_leaves(p) if isinstance(o, torch.Tensor)] for p in ((args,kwargs),res))
+        sent = [o for o in ins if o.device.type=='cpu' and (o.ndim or 'copy' in str(func))]
+        assert not (self.on and sent and any(o.device.type=='meta' for o in ins+outs)), f'{func} sends {[tuple(o.shape) for o in sent]}'
+        assert not (self.on and 'lift_fresh' in str(func)), func
+        return res
+
+class Between(Callback):
+    "Counts the batches, and watches from the end of the first"
+    run_valid,order,n = False,1000,0
+    def __init__(self, mode): self.mode = mode
+    def after_batch(self): self.n,self.mode.on = self.n+1,True
+    def after_train(self): self.mode.on = False
+
+def batches_without_waiting(r, at_once=None, cbs=()):
+    "How many batches of an epoch by recipe `r` there are before something waits for the device"
+    learn = recipe_learner(r, random_images(), device='cpu', precision='fp32')
+    learn.dls.to('meta')
+    learn.model.to('meta')
+    learn.dls.train.at_once = at_once
+    if r.opt=='sgd': learn.opt_func = lambda ps, lr: OptimWrapper(ps, torch.optim.SGD, lr=lr, momentum=.9)  # none is fused on `meta`
+    mode = NothingSent()
+    learn.add_cbs([Between(mode),*cbs])
+    with learn.no_bar(), learn.no_logging(), contextlib.suppress(NotImplementedError,RuntimeError), mode:
+        learn.fit_recipe(r)  # until the losses of the epoch are read
+    return learn.between.n
+
+@pytest.mark.parametrize('name,at_once', [*((o,4) for o in recipes),('speedrun',None),('dawn10',None)])
+def test_no_batch_waits(name, at_once):
+    "With any recipe: nothing is read from the device between two batches and nothing sent to it"
+    r = get_recipe(name).replace(epochs=1, bs=5)
+    assert batches_without_waiting(r, at_once)==12
+    if name in ('speedrun','dawn10'): assert batches_without_waiting(r.replace(ema=.9), at_once)==12
+
+class Reads(Callback):
+    run_valid = False
+    def after_batch(self): self.iter==6 and float(self.loss.detach())
+class Sends(Callback):
+    run_valid = False
+    def before_batch(self):
+        if self.iter==6: self.learn.xb = (self.x*torch.ones(5,1,1,1).to('meta'),)
+
+def test_waiting_is_seen(monkeypatch):
+    "By a loss that is read, by something that is sent, and by an update of PyTorch's own average"
+    r = get_recipe('dawn10').replace(epochs=1, bs=5)
+    assert batches_without_waiting(r, cbs=[Reads()])==6
+    with pytest.raises(AssertionError, match='sends'): batches_without_waiting(r, cbs=[Sends()])
+    monkeypatch.setattr(EMA, '_update', lambda self: self.averaged.update_parameters(self.model))
+    with pytest.raises(AssertionError, match='sends'): batches_without_waiting(r.replace(ema=.9))
