@@ -6,7 +6,7 @@
 from __future__ import annotations
 import itertools
 from .core import *
-from .device import BatchFlip,DeviceDL,shrink_batch
+from .device import DeviceDL,shrink_batch
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from torch.optim.swa_utils import AveragedModel

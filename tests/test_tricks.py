@@ -41,7 +41,8 @@ def filters_and_others(seed=0):
     "Two shapes twice, a tall one, a bias and a head, channels last"
     g = torch.Generator().manual_seed(seed)
     shapes = (8,4,3,3),(8,4,3,3),(40,3,2,2),(6,8,1,1),(6,8,1,1),(8,),(10,6)
-    return [nn.Parameter(t.to(memory_format=torch.channels_last) if t.ndim==4 else t) for t in (torch.randn(s, generator=g) for s in shapes)]
+    made = [torch.randn(s, generator=g) for s in shapes]
+    return [nn.Parameter(t.to(memory_format=torch.channels_last) if t.ndim==4 else t) for t in made]
 
 def give_grads(ps, seed):
     for p,g in zip(ps, filters_and_others(seed)): p.grad = g.detach()
@@ -122,7 +123,8 @@ def test_ema_is_pytorchs():
     torch.manual_seed(0)
     ds = [(torch.randn(3),torch.randn(1)) for _ in range(80)]
     net = nn.Sequential(nn.Linear(3,4), nn.BatchNorm1d(4), nn.Linear(4,1))
-    learn = Learner(DataLoaders.from_dsets(ds, ds[:8], bs=4, device='cpu'), net, loss_func=nn.MSELoss(), opt_func=sgd, cbs=[EMA(.9, every=3),Reference()])
+    dls = DataLoaders.from_dsets(ds, ds[:8], bs=4, device='cpu')
+    learn = Learner(dls, net, loss_func=nn.MSELoss(), opt_func=sgd, cbs=[EMA(.9, every=3),Reference()])
     with learn.no_bar(), learn.no_logging(): learn.fit(3, lr=.1)
     assert learn.reference.compared and learn.model[1].num_batches_tracked!=60
 
@@ -141,13 +143,14 @@ class Seen(Callback):
 
 @pytest.mark.parametrize('pipeline,at_once', [('item',None),('device',None),('device',2),('device',100)])
 def test_flips_and_sizes(pipeline, at_once):
-    "Whoever makes them, loader or callback, one batch or many at a time: the same images, to the bit, also where the size changes within an epoch"
+    "Whoever makes them, loader or callback, one batch or many at a time: the same images, to the bit; the size changes within an epoch"
     dls = cifar_dls(random_images(), bs=8, policy='none', device='cpu', pipeline=pipeline)
     dls.train.at_once = at_once
     plain = torch.cat([x for x,_ in dls.train.new(shuffle=False, drop_last=False)])
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,10))
     sizes = ((0,16),(.25,24),(.75,32))  # of 21 steps, those from the 6th and the 16th on
-    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), opt_func=sgd, lr=.1, cbs=[AlternatingFlip(3),ProgressiveResize(sizes),Seen()])
+    cbs = [AlternatingFlip(3),ProgressiveResize(sizes),Seen()]
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), opt_func=sgd, lr=.1, cbs=cbs)
     with learn.no_bar(), learn.no_logging(): learn.fit(3)
     first,sides = torch.rand(60, generator=torch.Generator().manual_seed(3))<.5,[16]*6+[24]*10+[32]*5
     assert [len(x) for x,_ in learn.seen.rows]==[8]*21 and isinstance(dls.train, ImageDL if pipeline=='item' else DeviceDL)
