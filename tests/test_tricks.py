@@ -160,6 +160,15 @@ def test_flips_and_sizes(pipeline, at_once):
         assert torch.equal(x, want) and x.is_contiguous(memory_format=torch.channels_last), i
     assert not getattr(dls.train, 'wants', None) and learn.dls.train.one_batch()[0].shape[-1]==32  # nothing is left behind
 
+@pytest.mark.parametrize('at_once,most', [(1,12*55),(100,60)])
+def test_operations_of_a_pass(at_once, most):
+    "Of twelve batches by the assignment's policy: for each, or for all together"
+    dl = cifar_dls(random_images(), bs=5, device='cpu', pipeline='device').train
+    dl.one_batch()  # reads the images, and makes the colour of holes
+    dl.at_once = at_once
+    with Ops() as ops: assert len([*dl])==12
+    assert len(ops.seen)<=most+4, len(ops.seen)  # the permutation
+
 def test_resumes_where_passes_are_made_at_once(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(DeviceDL, '_batches_at_once', lambda self, xs: 2)
     test_recipes.test_resumes_with_all_tricks(folder, tmp_path, monkeypatch)
