@@ -36,7 +36,8 @@ class Autocast(Callback):
 @patch
 def before_train(self:Autocast):
     'However a batch ends, by an error or Ctrl-C too, the autocast ends with it'
-    one_batch = self.learn.one_batch
+    one_batch,dl = self.learn.one_batch,self.dl
+    if self.training and hasattr(dl, 'wants') and dl.device.type!='cpu': dl.wants['dtype'] = self.dtype
     def closing(i, b):
         try: one_batch(i, b)
         finally: self.ctx.close()

@@ -4,10 +4,12 @@
 
 # %% ../nbs/10_tricks.ipynb #b0ae5cfa
 from __future__ import annotations
+import itertools
 from .core import *
+from .device import DeviceDL,shrink_batch
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
-from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 # %% auto #0
 __all__ = ['orthogonalize', 'Muon', 'muon', 'AlternatingFlip', 'ProgressiveResize', 'EMA', 'FlipShiftTTA']
@@ -18,13 +20,13 @@ def orthogonalize(
     rounds:int=3    # How often the polynomial is applied
 )->torch.Tensor: # As `g`
     'About $UV^\\top$ for each matrix $U\\Sigma V^\\top$, by Newton-Schulz iterations'
-    x = g.bfloat16() if has_bf16(g.device) else g.float()
+    x = (g.bfloat16() if has_bf16(g.device) else g.float()).view(-1, *g.shape[-2:])
     if tall := x.shape[-2]>x.shape[-1]: x = x.mT
     x = x/(x.norm(dim=(-2,-1), keepdim=True)+1e-7)
     for _ in range(rounds):
-        a = x@x.mT
-        x = 3.4445*x + (-4.775*a + 2.0315*a@a)@x
-    return (x.mT if tall else x).to(g.dtype)
+        a = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).to(g.dtype).view_as(g)
 
 # %% ../nbs/10_tricks.ipynb #00b5b95c
 class Muon(torch.optim.Optimizer):
@@ -47,23 +49,43 @@ class Muon(torch.optim.Optimizer):
     ):
         'One step for all parameters that have a gradient'
         for g in self.param_groups:
-            filters,others = [],[]
-            for p in g['params']:
-                if p.grad is not None: (filters if p.ndim==4 else others).append(p)
-            for ps in groupby(filters, lambda p: tuple(p.shape)).values():
-                steps = orthogonalize(torch.stack([self._nesterov(p, g['momentum']).flatten(1) for p in ps]))
-                for p,d in zip(ps, steps): p.mul_(len(p)**.5/p.norm()).sub_(d.view_as(p), alpha=g['lr'])
-            for p in others:
-                d,ratio = self._nesterov(p, g['sgd_momentum']),g['bias_lr' if p.ndim==1 else 'head_lr']
-                p.mul_(1-g['lr']*g['weight_decay']).sub_(d, alpha=g['lr']*ratio)
+            ps,lr = [p for p in g['params'] if p.grad is not None],g['lr']
+            filters,others = [p for p in ps if p.ndim==4],[p for p in ps if p.ndim!=4]
+            if filters: self._turn(filters, lr, g['momentum'])
+            if not others: continue
+            steps = self._nesterov(others, g['sgd_momentum'])
+            torch._foreach_mul_(steps, [g['bias_lr' if p.ndim==1 else 'head_lr'] for p in others])
+            torch._foreach_mul_(steps, lr)
+            torch._foreach_mul_(others, 1-lr*g['weight_decay'])
+            torch._foreach_sub_(others, steps)
 
 # %% ../nbs/10_tricks.ipynb #04fa0ffc
 @patch
-def _nesterov(self:Muon, p, mom):
-    'The gradient of `p` with momentum'
-    buf = self.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
-    buf.mul_(mom).add_(p.grad)
-    return p.grad.add(buf, alpha=mom)
+def _nesterov(self:Muon, ps, mom):
+    'The gradients of `ps` with momentum'
+    for p in ps:
+        if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+    grads,bufs = [p.grad for p in ps],[self.state[p]['momentum_buffer'] for p in ps]
+    torch._foreach_mul_(bufs, mom)
+    torch._foreach_add_(bufs, grads)
+    steps = torch._foreach_mul(bufs, mom)
+    torch._foreach_add_(steps, grads)
+    return steps
+
+# %% ../nbs/10_tricks.ipynb #5e1c7a91
+@patch
+def _turn(self:Muon, filters, lr, mom):
+    'Bring `filters` back to their length, and turn them by an angle of `lr`'
+    ps,steps = [],[]
+    for same in groupby(zip(filters, self._nesterov(filters, mom)), lambda o: o[0].shape).values():
+        rows = torch.stack([d.permute(0,2,3,1) for _,d in same])
+        ps += [p for p,_ in same]
+        steps += orthogonalize(rows.flatten(2)).view_as(rows).permute(0,1,4,2,3).unbind()
+    lengths = torch._foreach_norm(ps)
+    torch._foreach_div_(lengths, [len(p)**.5 for p in ps])
+    torch._foreach_div_(ps, lengths)
+    torch._foreach_mul_(steps, lr)
+    torch._foreach_sub_(ps, steps)
 
 # %% ../nbs/10_tricks.ipynb #b2ba6cbc
 def muon(
@@ -83,12 +105,20 @@ class AlternatingFlip(Callback):
     def __init__(self,
         seed:int=0 # Decides which images are flipped in the first epoch
     ): store_attr()
-    def before_batch(self):
-        'Flip the half whose turn it is'
-        dl,x = self.dls.train,self.learn.xb[0]
+    def before_train(self):
+        'Choose the half whose turn it is; a `DeviceDL` flips it by itself'
+        dl = self.dls.train
         if not hasattr(self, 'first'): self.first = torch.rand(dl.n, generator=torch.Generator().manual_seed(self.seed)).lt(.5)
-        now = self.first[torch.as_tensor(dl.idxs[self.iter*dl.bs:][:len(x)])]^bool(self.epoch%2)
-        self.learn.xb = (torch.where(now.to(x.device, non_blocking=True)[:,None,None,None], x.flip(-1), x),*self.xb[1:])
+        self.first = self.first.to(self.dls.device)
+        self.flip = self.first^bool(self.epoch%2)
+        if isinstance(dl, DeviceDL): dl.wants['flip'] = self.flip
+    def before_batch(self):
+        'Flip what another loader gives'
+        dl,x = self.dls.train,self.learn.xb[0]
+        if isinstance(dl, DeviceDL): return
+        if self.iter==0: self.flip = self.flip[torch.as_tensor(dl.idxs, device=self.flip.device)]  # once an epoch, in the order of its images
+        now = self.flip[self.iter*dl.bs:][:len(x)]
+        self.learn.xb = (torch.where(now[:,None,None,None], x.flip(-1), x),*self.xb[1:])
 
 # %% ../nbs/10_tricks.ipynb #3edf3831
 class ProgressiveResize(Callback):
@@ -104,13 +134,22 @@ class ProgressiveResize(Callback):
         'Side of the images at that moment'
         return ([full]+[s for at,s in self.sizes if at<=pct])[-1]
 
-    def before_batch(self):
-        'Scale the images down to the size of the moment'
-        x = self.learn.xb[0]
-        side = self.side(self.pct_train, x.shape[-1])
-        if side==x.shape[-1]: return
-        small = F.interpolate(cast(x, Tensor), size=(side,)*2, mode='bilinear', antialias=True)
-        self.learn.xb = (small.contiguous(memory_format=torch.channels_last),*self.xb[1:])
+# %% ../nbs/10_tricks.ipynb #3edf3832
+@patch
+def before_train(self:ProgressiveResize):
+    'Ask a `DeviceDL` for images of the right size'
+    dl = self.dls.train
+    if not isinstance(dl, DeviceDL): return
+    n = len(dl)
+    done = itertools.accumulate([1/(n*self.n_epoch)]*(n-1), initial=self.pct_train)  # as fastai counts
+    dl.wants['sides'] = [(len([*same]),side) for side,same in itertools.groupby(self.side(o, None) for o in done)]
+
+@patch
+def before_batch(self:ProgressiveResize):
+    'Scale down what another loader gives'
+    x = self.learn.xb[0]
+    side = self.side(self.pct_train, x.shape[-1])
+    if side!=x.shape[-1]: self.learn.xb = (shrink_batch(x, side),*self.xb[1:])
 
 # %% ../nbs/10_tricks.ipynb #4d64aa95
 class EMA(Callback):
@@ -122,16 +161,28 @@ class EMA(Callback):
     ): store_attr()
     def before_fit(self):
         'Begin anew, unless the mean was restored'
-        if getattr(self, 'averaged', None) is None:
-            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(self.model, use_buffers=True)
     def after_batch(self):
         'Take the weights into the mean'
         done = self.epoch*self.n_iter + self.iter + 1
-        if self.training and done%self.every==0: self.averaged.update_parameters(self.model)
+        if self.training and done%self.every==0: self._update()
     def after_fit(self):
         'The mean is the result'
         self.model.load_state_dict(self.averaged.module.state_dict())
         self.averaged = None
+
+# %% ../nbs/10_tricks.ipynb #7b40d1c3
+@patch
+@torch.no_grad()
+def _update(self:EMA):
+    'Move the mean towards the weights; the first time, all the way'
+    past = self.decay if self.averaged.n_averaged else 0.  # a count that is kept on the CPU
+    pairs = zip(*([*m.parameters(),*m.buffers()] for m in (self.averaged.module,self.model)))
+    for real,same in groupby(pairs, lambda o: o[0].is_floating_point()).items():
+        mean,now = zip(*same)
+        if real: torch._foreach_lerp_(mean, now, 1-past)
+        else: torch._foreach_copy_(mean, torch._foreach_add(torch._foreach_mul(mean, past), torch._foreach_mul(now, 1-past)))
+    self.averaged.n_averaged += 1
 
 # %% ../nbs/10_tricks.ipynb #d6597bfb
 @patch

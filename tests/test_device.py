@@ -21,6 +21,12 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.fixture(scope='module')
 def ims(own_cache): return load_images('shapes10')
 
+@pytest.fixture(params=[1,4])
+def way(request, monkeypatch):
+    "How many batches a `DeviceDL` makes together: one, as on a CPU, or several, as on a GPU"
+    monkeypatch.setattr(DeviceDL, '_batches_at_once', lambda self, xs: self.at_once or request.param)
+    return request.param
+
 # --- Albumentations, and what it has drawn -------------------------------------------------------------------------
 
 def _crop(p):
@@ -152,15 +158,17 @@ def holm(ps):
     k = min(ps, key=ps.get)
     return min(1., ps[k]*len(ps)),k
 
+@pytest.mark.parametrize('n', (500,100_000), ids=('a batch','a pass'))
 @pytest.mark.parametrize('policy', [p for p in exact+affine if p!='none'])
-def test_parameters(ims, policy):
+def test_parameters(ims, policy, n):
     augs,tfms = both(policy)
     set_seed(0)
     sizes,x = [],torch.empty(1,32,32,3, dtype=torch.uint8)
     for t in tfms:
         sizes.append(x.shape[1])
         x = t.apply(x, **t.draw(*x.shape[:3], x.device))
-    ours = [t.draw(100_000, s, s, torch.device('cpu')) for t,s in zip(tfms, sizes)]
+    drawn = [[t.draw(n, s, s, torch.device('cpu')) for t,s in zip(tfms, sizes)] for _ in range(100_000//n)]
+    ours = [{k: torch.cat([p[k] for p in ps]) for k in ps[0]} for ps in zip(*drawn)]
     p,what = holm(laws(tfms, ours))
     assert p>.01, ('device', what, p)
     theirs = replay(augs, tfms, ims.train_x[:3000], seed=1)[1]
@@ -218,13 +226,20 @@ def by_items(ims, augs, n, seed=0):
     set_seed(seed)
     return torch.from_numpy(np.stack([tfm.augment_array(im, 0) for im in ims.train_x[:n]]))
 
+def by_loader(ims, policy, n):
+    "Images as the loader gives them, before they are normalised"
+    tfms = batch_policy(policy)
+    ds = ImageItems([*zip(ims.train_x[:n], range(n))], [[ItemGetter(0)],[ItemGetter(1)]], splits=[range(n),[]])
+    set_seed(0)
+    return torch.cat([x.permute(0,2,3,1).as_subclass(Tensor) for x,_ in DeviceDL(ds.train, bs=250, after_batch=tfms, device='cpu')])
+
 @pytest.mark.parametrize('policy', ('assignment','s000','s001','s002','s004'))
-def test_classifier_can_only_guess(ims, policy):
+def test_classifier_can_only_guess(ims, policy, way):
     "Within 4 standard deviations of a coin on pairs of images that it has not seen"
     n = 4000 if policy=='assignment' else 2000
     x = torch.from_numpy(ims.train_x[:n])
     items = by_items(ims, get_policy(policy), n)
-    share,k = share_right(items, augment(x, batch_policy(policy)), x)
+    share,k = share_right(items, by_loader(ims, policy, n), x)
     assert abs(share-.5)<4*.5/k**.5, share
 
 wrong = dict(black=lambda pad,crop,flip,hole: [pad,crop,flip,BatchCutout(8, (0,0,0))],
@@ -265,7 +280,7 @@ def quiet(*learns):
 
 def same(a, b): return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x,y in zip(a, b, strict=True))
 
-def test_predictions_are_those_of_the_item_pipeline(small, tmp_path):
+def test_predictions_are_those_of_the_item_pipeline(small, tmp_path, way):
     item,device = learners(small)
     x,y = small.test_x[:7],small.test_y[:7]
     big = PILImage.create(x[0]).resize((90,70))
@@ -290,7 +305,7 @@ def test_predictions_are_those_of_the_item_pipeline(small, tmp_path):
         assert np.array_equal(interp.confusion_matrix(), ClassificationInterpretation.from_learner(item).confusion_matrix())
         assert len(interp.top_losses(3, items=True)[2])==3
 
-def test_reorder_and_tta(small):
+def test_reorder_and_tta(small, way):
     item,device = learners(small)
     with quiet(item, device):
         plain = device.get_preds()[0]
@@ -306,7 +321,7 @@ def test_reorder_and_tta(small):
         assert torch.equal(same_, plain) and not torch.equal(aug, plain)
         assert torch.equal(device.tta(n=1, beta=1.)[0], plain) and torch.equal(device.get_preds()[0], plain)  # augmentation is off again
 
-def test_training(small):
+def test_training(small, way):
     item,device = learners(small)
     with quiet(item, device):
         before = [p.detach().clone() for p in device.model.parameters()]
@@ -322,7 +337,7 @@ def test_training(small):
         device.validate()
         assert torch.equal(torch.get_rng_state(), state)  # validation draws nothing
 
-def test_a_net_learns(ims):
+def test_a_net_learns(ims, way):
     "With either pipeline: after two epochs more than 5 standard deviations better than a guess"
     part = ImageArrays(ims.train_x[:3000], ims.train_y[:3000], ims.test_x[:500], ims.test_y[:500], ims.vocab, 'part', '-')
     accs = []
@@ -334,7 +349,7 @@ def test_a_net_learns(ims):
         accs.append(learn.recorder.values[-1][-1])
     assert min(accs)>.1+5*(.1*.9/500)**.5, accs
 
-def test_figures(small):
+def test_figures(small, way):
     _,device = learners(small)
     dl = device.dls.train
     dl.show_batch(max_n=4)
@@ -360,7 +375,7 @@ def test_grad_cam_callback(small):
         cams.append(cb.cams)
     assert torch.equal(*cams) and cams[0].shape==(len(item.dls.valid.dataset),32,32)
 
-def test_export(small, tmp_path):
+def test_export(small, tmp_path, way):
     item,device = learners(small)
     with quiet(item, device):
         device.fit(1, .01)
@@ -380,7 +395,7 @@ def test_export(small, tmp_path):
 
 # --- the loader itself ---------------------------------------------------------------------------------------------
 
-def test_passes(small):
+def test_passes(small, way):
     dl = cifar_dls(small, bs=64, device='cpu', pipeline='device').train
     sizes = [len(y) for _,y in dl]
     assert sizes==[64]*9 and len(dl)==9  # 24 images are left out
@@ -435,7 +450,7 @@ def no_room_for(ims, monkeypatch):
         return to(self, *args, **kwargs)
     monkeypatch.setattr(Tensor, 'to', full)
 
-def test_too_little_memory(small, capsys, monkeypatch):
+def test_too_little_memory(small, capsys, monkeypatch, way):
     dls = cifar_dls(small, bs=64, device='cpu', pipeline='device')
     set_seed(1)
     expected = [(x.clone(),y.clone()) for x,y in dls.train]
@@ -460,7 +475,7 @@ def test_bad_input(small):
         cifar_dls(small, bs=64, policy='_odd', device='cpu', pipeline='item').train.one_batch()
     finally: del policies['_odd']
 
-def test_data_block(small):
+def test_data_block(small, way):
     "With a `DataBlock` of PIL images, as with any other `TfmdDL`"
     items = [(Image.fromarray(x),int(y)) for x,y in zip(small.train_x[:64], small.train_y)]
     block = DataBlock(blocks=(TransformBlock,CategoryBlock), getters=[ItemGetter(0),ItemGetter(1)], splitter=IndexSplitter(range(48,64)),
@@ -485,15 +500,32 @@ def test_cuda_same_images(ims, policy):
     if change.any(): assert np.abs(ours[change].astype(int)-out[change]).mean()<.5
 
 @cuda
-def test_cuda_no_waiting(small):
+@pytest.mark.parametrize('at_once', (None,1,2))
+def test_cuda_no_waiting(small, at_once):
     for policy in policies:
         dls = cifar_dls(small, bs=64, policy=policy, device='cuda', pipeline='device')
+        dls.train.at_once = at_once
         [*dls.train]
         batches = iter(dls.train)
         next(batches)  # the order of the pass is sent once
         torch.cuda.set_sync_debug_mode('error')
         try: [*batches]
         finally: torch.cuda.set_sync_debug_mode('default')
+
+@cuda
+def test_cuda_passes_are_made_at_once(small):
+    "All batches of a pass are one tensor, and what callbacks want of it is what a CPU would give them"
+    ours,theirs = (cifar_dls(small, bs=64, policy='none', device=o, pipeline='device').train for o in ('cuda','cpu'))
+    def made(dl, at_once=None):
+        set_seed(1)
+        dl.at_once,dl.wants = at_once,dict(flip=(torch.arange(600)%3==0).to(dl.device), sides=[(4,24),(5,None)], dtype=torch.bfloat16)
+        return [*dl]
+    a,b = made(ours),made(theirs, 1)
+    for xs in (a[:4],a[4:]): assert len({x.untyped_storage().data_ptr() for x,_ in xs})==1
+    assert ours._batches_at_once(ours._data()[0])>=len(a)==len(b)==9
+    for (x,y),(u,v) in zip(a, b):
+        assert torch.equal(y.cpu(), v) and x.dtype==torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(x.cpu().as_subclass(Tensor), u.as_subclass(Tensor), atol=.03, rtol=.01)
 
 @cuda
 def test_cuda_data_and_seed(small, monkeypatch, capsys):
