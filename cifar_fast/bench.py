@@ -586,9 +586,10 @@ def bench_runs(
     'Train `recipe` `n` times, timed as the public speed runs are; print, save and return it'
     check_whole('the number of runs', n)
     out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),load_images(recipe.data, recipe.size)
-    how.update(precision=pick_precision(how['precision'], device))
+    del how['seed']
+    how['precision'] = pick_precision(how['precision'], device)
     res = dict(machine_facts(device), recipe=dataclasses.asdict(recipe), how=how, data=f'{images.name} ({images.fingerprint})', runs=[])
-    if device.type=='cuda': _timed_run(recipe.replace(epochs=1), images, device, how)
+    if device.type=='cuda': _timed_run(recipe.replace(epochs=1), images, device, dict(how, seed=0))
     try:
         for seed in range(n):
             res['runs'].append(r := _timed_run(recipe, images, device, dict(how, seed=seed)))

@@ -10,6 +10,8 @@ from cifar_fast import bench as b
 from cifar_fast.all import CifarFastError,Recipe,get_recipe,machine_facts
 from cifar_fast.cli import main
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils import collect_env
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -187,18 +189,18 @@ def script(monkeypatch, *args):
 def steps(monkeypatch):
     "A clock that counts the steps of the optimizer, and moves on a long way with each net that is evaluated"
     ticks = []
-    hooks = [torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: ticks.append(1)),
-             torch.nn.modules.module.register_module_forward_hook(lambda m,*_: None if m.training else ticks.append(1000))]
+    hooks = [register_optimizer_step_post_hook(lambda *_: ticks.append(1)),
+             register_module_forward_hook(lambda m,*_: None if m.training else ticks.append(1000))]
     monkeypatch.setattr(b, '_now', lambda: sum(ticks))
     yield
     for o in hooks: o.remove()
 
 def test_runs(monkeypatch, tmp_path, steps):
     "The training is timed, the whole of it, and nothing else"
-    assert script(monkeypatch, *runs, '--epochs', 2, '--runs', 2, '--out', tmp_path/'r')==0
+    assert script(monkeypatch, *runs, '--runs', 2, '--out', tmp_path/'r')==0
     res = json.loads((tmp_path/'r'/'runs.json').read_text())
     assert [r['seed'] for r in res['runs']]==[0,1]
-    assert [r['train_seconds'] for r in res['runs']]==[2*4]*2 and res['runs'][0]['test_accuracy']!=res['runs'][1]['test_accuracy']
+    assert [r['train_seconds'] for r in res['runs']]==[12]*2 and res['runs'][0]['test_accuracy']!=res['runs'][1]['test_accuracy']
     assert res['recipe']['model_args']==dict(width=8) and 'speedrun, 2 runs' in (tmp_path/'r'/'runs.md').read_text()
 
 def test_interrupted_runs(monkeypatch, tmp_path, capsys):
