@@ -311,13 +311,15 @@ def _profiled(batches, kind, profiles):
 
 # %% ../nbs/23_bench.ipynb #4132675b
 @patch
-def step_costs(self:_WithLearner|_ByHand, warm, n):
+def step_costs(self:_ByHand, warm, n):
     'Milliseconds to issue a step, milliseconds that the device computes, and kernels (on a CPU: operations that call no others)'
     kind,spent,profiles = next(self.net.parameters()).device.type.upper(),[],[]
     self.turn(warm, n, 1, partial(_one_by_one, spent=spent))
     self.turn(warm, n, 1, partial(_profiled, kind=kind, profiles=profiles))
     ran = [e for e in profiles[-1].events() if e.device_type.name==kind and not (e.cpu_children or e.is_user_annotation)]
     return dict(issue=1e3*statistics.median(spent[warm:]), busy=sum(e.time_range.elapsed_us() for e in ran)/n/1e3, kernels=len(ran)/n)
+
+_WithLearner.step_costs = _ByHand.step_costs
 
 # %% ../nbs/23_bench.ipynb #15e61f0c
 def _peak_memory(device):
