@@ -167,25 +167,18 @@ def stock_learner(
 
 # %% ../nbs/23_bench.ipynb #036be793
 class _WithLearner:
-    'A contender that is a `Learner`; `whole`: each turn is a whole training, as far as the size of the images is concerned'
-    def __init__(self, learn, fit, whole=False):
-        self.learn,self.net,self.fit,self.whole,self.per_epoch = learn,learn.model,fit,whole,len(learn.dls.train)
+    'A contender that is a `Learner`; `grows`: the size of its images depends on how much of a training is done'
+    def __init__(self, learn, fit, grows=False):
+        self.learn,self.net,self.fit,self.grows,self.per_epoch = learn,learn.model,fit,grows,len(learn.dls.train)
         self.train,self.valid = map(_timed, learn.dls.loaders[:2])
 
     def turn(self, warm, steps, epochs, watch=iter):
         'Seconds per step'
-        self.train.watch = (lambda batches: watch(self.spread(batches))) if self.whole else watch
-        self.train.plan,self.train.laps,self.valid.plan = [warm]+[steps]*epochs,(),[1]*(epochs+1)
-        with self.learn.no_bar(), self.learn.no_logging(): self.fit(epochs+1)
-        return statistics.mean(self.train.laps[1:])
-
-    def spread(self, batches):
-        'The same batches; the training is moved to where it would be if the warm-up, and then the rest, were the whole of it'
-        l = self.learn
-        before,of = (l.epoch-1,l.n_epoch-1) if l.epoch else (0,1)
-        for i,b in enumerate(batches):
-            l.pct_train = (before+i/l.n_iter)/of
-            yield b
+        self.train.watch = watch
+        for plan in ([warm],[steps]*epochs) if self.grows else ([warm]+[steps]*epochs,):
+            self.train.plan,self.train.laps,self.valid.plan = plan,(),[1]*len(plan)
+            with self.learn.no_bar(), self.learn.no_logging(): self.fit(len(plan))
+        return statistics.mean(self.train.laps[-epochs:])
 
 # %% ../nbs/23_bench.ipynb #8123cae7
 def _device_batches(recipe, ims, device, whole=False):
@@ -291,7 +284,7 @@ def _contender(name, recipe, ims, device, precision, workers):
     if name.startswith(('loop','resident')): return _ByHand(recipe, ims, device, precision, name=='resident', **how)
     learn = recipe_learner(recipe, ims, precision=precision, num_workers=workers*item, device=device,
                            pipeline='item' if item else 'device', **how)
-    return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.replace(epochs=n)), recipe.progressive_resizing)
+    return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.replace(epochs=n)), bool(recipe.progressive_resizing))
 
 # %% ../nbs/23_bench.ipynb #7fc98be4
 def _one_by_one(batches, spent):
@@ -440,9 +433,10 @@ def _notes(res):
     r = res['recipe']
     args = ', '.join(f'{k}={v}' for k,v in r['model_args'].items())
     quick = ['quick: few and short turns, and small batches on a CPU; for figures to quote, leave it out'] if res['quick'] else []
-    sides = ', then '.join(f'{s}×{s}' for s in dict.fromkeys([*[s for _,s in r['progressive_resizing']], res['size']]))
+    sides = ', then '.join(f'{s}×{s}' for s in [s for _,s in r['progressive_resizing']] or [res['size']])
+    stock = 'stock: fp32' + f", {res['size']}×{res['size']}"*bool(r['progressive_resizing'])
     return quick + _machine_notes(res) + [
-        f"recipe {r['name']}: {r['model']}({args}), policy {r['policy']}, batch {r['bs']}, {res['precision']}; stock: fp32",
+        f"recipe {r['name']}: {r['model']}({args}), policy {r['policy']}, batch {r['bs']}, {res['precision']}; {stock}",
         f"random pixels, {sides}, 10 classes; median of {res['repeats']} turns, each after a warm-up",
         f"a process for each contender; {res['workers']} workers for stock and item pipeline",
         f"peak memory: {res['hardware']['memory']}",
