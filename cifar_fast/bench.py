@@ -5,17 +5,19 @@
 # %% ../nbs/23_bench.ipynb #e3aa0c10
 from __future__ import annotations
 import dataclasses,json,math,os,platform,re,statistics,sys,threading,time
+from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import cycle,islice
-from multiprocessing import get_context,parent_process
+from multiprocessing import active_children,get_context,parent_process
 import torch.nn.functional as F
 import matplotlib.pyplot as plt
 from fastai.vision.all import *
 import albumentations as A  # like the next, after fastai, whose star import binds others of these names
-from concurrent.futures import ProcessPoolExecutor
-from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
+from concurrent.futures import ProcessPoolExecutor,TimeoutError
+from torch.profiler import ProfilerActivity,profile
+from . import __version__
 from .core import *
 from .data import *
 from .augment import *
@@ -32,7 +34,7 @@ except ImportError: resource = None  # Windows
 
 # %% auto #0
 __all__ = ['training_flops', 'run_flops', 'activation_bytes', 'noise_images', 'stock_learner', 'plot_bench', 'machine_facts',
-           'bench']
+           'bench', 'bench_runs']
 
 # %% ../nbs/23_bench.ipynb #39813922
 def _layers(model, size):
@@ -69,6 +71,13 @@ def run_flops(
     sides = [grow.side(e/r.epochs, r.size or 32) for e in epochs]
     cost = {s: training_flops(net, s)*r.bs for s in set(sides)}
     return np.cumsum(np.bincount(np.add(epochs, 1e-6).astype(int), [cost[s] for s in sides]))
+
+# %% ../nbs/23_bench.ipynb #5bebcc8c
+def _mean_of_sizes(recipe, f):
+    'Mean over a training of what `f` gives for the side of the images'
+    grow = ProgressiveResize(recipe.progressive_resizing)
+    sides = Counter(grow.side(i/1000, recipe.size or 32) for i in range(1000))
+    return sum(n*f(s) for s,n in sides.items())/1000
 
 # %% ../nbs/23_bench.ipynb #4fde625c
 def activation_bytes(
@@ -116,11 +125,11 @@ def _roofline(flops, nbytes, rate, bandwidth):
 def _timed(dl):
     'Turn `dl` into a loader of passes of the planned lengths, with the seconds per batch of each; all else stays as it was'
     class Timed(type(dl)):
-        plan,laps = (),()  # also of a loader that fastai makes anew of this one
+        plan,laps,watch = (),(),staticmethod(iter)  # also of a loader that fastai makes anew of this one
         def __len__(self): return min([super().__len__(), *self.plan[:1]])
         def __iter__(self):
             n,start = len(self),_now()
-            yield from islice(super().__iter__(), n)
+            yield from self.watch(islice(super().__iter__(), n))
             self.plan,self.laps = self.plan[1:],[*self.laps,(_now()-start)/n]
     dl.__class__ = Timed
     return dl
@@ -158,59 +167,53 @@ def stock_learner(
 
 # %% ../nbs/23_bench.ipynb #036be793
 class _WithLearner:
-    'A contender that is a `Learner`'
-    def __init__(self, learn, fit):
-        self.learn,self.fit,self.per_epoch = learn,fit,len(learn.dls.train)
+    'A contender that is a `Learner`; `grows`: the size of its images depends on how much of a training is done'
+    def __init__(self, learn, fit, grows=False):
+        self.learn,self.net,self.fit,self.grows,self.per_epoch = learn,learn.model,fit,grows,len(learn.dls.train)
         self.train,self.valid = map(_timed, learn.dls.loaders[:2])
 
-    def turn(self, warm, steps, epochs):
+    def turn(self, warm, steps, epochs, watch=iter):
         'Seconds per step'
-        self.train.plan,self.train.laps,self.valid.plan = [warm]+[steps]*epochs,(),[1]*(epochs+1)
-        with self.learn.no_bar(), self.learn.no_logging(): self.fit(epochs+1)
-        return statistics.mean(self.train.laps[1:])
-
-# %% ../nbs/23_bench.ipynb #307923c8
-@patch
-def parts(self:_WithLearner,
-    n,      # Batches to load
-    n_valid # Batches to validate
-):
-    'Seconds per image of the loader alone, and of a validation'
-    self.train.plan,self.valid.plan = [1,n],[1,n_valid]
-    for _ in range(2):
-        for b in self.train: pass
-    with self.learn.no_bar(), self.learn.no_logging():
-        for _ in range(2): self.learn.validate()
-    seen = min(n_valid*self.valid.bs, len(self.valid.dataset))
-    return dict(data=self.train.laps[-1]/self.train.bs, valid=self.valid.laps[-1]*math.ceil(seen/self.valid.bs)/seen)
+        self.train.watch = watch
+        for plan in ([warm],[steps]*epochs) if self.grows else ([warm]+[steps]*epochs,):
+            self.train.plan,self.train.laps,self.valid.plan = plan,(),[1]*len(plan)
+            with self.learn.no_bar(), self.learn.no_logging(): self.fit(len(plan))
+        return statistics.mean(self.train.laps[-epochs:])
 
 # %% ../nbs/23_bench.ipynb #8123cae7
-def _device_batches(recipe, ims, device):
-    'Batches without end: all images on the device, a permutation an epoch, the augmentations, one pass to normalise'
+def _device_batches(recipe, ims, device, whole=False):
+    'Batches without end: all images on the device, a permutation an epoch, augmented a batch at a time or a `whole` epoch, then normalised'
     x,y = (torch.from_numpy(o).to(device) for o in (ims.train_x, ims.train_y))
     stats = image_stats(ims.train_x)
     tfms = batch_policy(recipe.policy, x.shape[1], fill=tuple(round(255*o) for o in stats[0]))
     mean,std = (255*tensor(o).to(device) for o in stats)
-    first = torch.rand(len(x), device=device)<.5
+    first,n = torch.rand(len(x), device=device)<.5,len(x)//recipe.bs*recipe.bs
     for epoch in itertools.count():
-        for idxs in torch.randperm(len(x), device=device).split(recipe.bs)[:len(x)//recipe.bs]:
+        for idxs in torch.randperm(len(x), device=device)[:n].split(n if whole else recipe.bs):
             b = x[idxs]
             for t in tfms: b = t.apply(b, **t.draw(*b.shape[:3], device))
             if recipe.alternating_flip: b = torch.where((first[idxs]^bool(epoch%2))[:,None,None,None], b.flip(2), b)
-            yield (b-mean).div_(std).permute(0,3,1,2),y[idxs]
+            b = (b-mean).div_(std).permute(0,3,1,2)
+            yield from zip(b.split(recipe.bs), y[idxs].split(recipe.bs))
 
 # %% ../nbs/23_bench.ipynb #2ec3c11e
 class _ByHand:
     'A contender that is a plain PyTorch loop; `resident`: on batches that are always the same'
-    def __init__(self, recipe, ims, device, precision, resident=False):
+    def __init__(self, recipe, ims, device, precision, resident=False, compile=False, graph=False):
         r = self.recipe = recipe
+        cuda = torch.backends.cudnn.benchmark = device.type=='cuda'
+        if graph and not cuda: raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}')
+        if graph and r.moms: raise CifarFastError('a graph has its momentum fixed, and in this recipe it moves')
         self.per_epoch,self.dtype = len(ims.train_y)//r.bs,precisions[pick_precision(precision, device)]
-        self.net = _net(r).to(device, memory_format=torch.channels_last)
+        self.net,self.grow = _net(r).to(device, memory_format=torch.channels_last),ProgressiveResize(r.progressive_resizing)
         make = Muon if r.opt=='muon' else partial(torch.optim.SGD, nesterov=r.nesterov and r.mom>0, fused=True)
-        self.opt = make(self.net.parameters(), lr=r.lr, momentum=r.mom, weight_decay=r.wd, **r.opt_args)
-        self.averaged = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(r.ema), use_buffers=True) if r.ema else None
-        self.batches = _device_batches(r, ims, device)
+        self.graph,self.graphs,lr = graph,{},torch.tensor(r.lr, device=device) if graph else r.lr
+        self.opt = make(self.net.parameters(), lr=lr, momentum=r.mom, weight_decay=r.wd, **r.opt_args)
+        if compile: self.net.compile(dynamic=False)
+        self.batches = _device_batches(r, ims, device, whole=cuda)
         if resident: self.batches = cycle(list(islice(self.batches, 2)))
+        self.floats = [o for o in self.net.state_dict().values() if o.is_floating_point()]
+        self.averaged = [o.clone() for o in self.floats] if r.ema else []
 
 # %% ../nbs/23_bench.ipynb #7e0f2b1c
 @patch
@@ -221,34 +224,55 @@ def hypers(self:_ByHand, n):
 
 # %% ../nbs/23_bench.ipynb #c0e05c4b
 @patch
+def step(self:_ByHand, xb, yb):
+    'One step'
+    r,net = self.recipe,self.net
+    with torch.autocast(xb.device.type, dtype=self.dtype, enabled=self.dtype is not None): preds = net(xb)
+    loss = F.cross_entropy(preds.float(), yb, label_smoothing=r.label_smoothing)
+    if r.l1: loss = loss + r.l1*sum(p.abs().sum() for p in net.parameters() if p.requires_grad)
+    loss.backward()
+    self.opt.step()
+    self.opt.zero_grad()
+
+@patch
 def train(self:_ByHand, hypers, batches):
     'Train for as many steps as there are `hypers`'
-    r,net = self.recipe,self.net
-    kind = next(net.parameters()).device.type
-    for i,(hyper,(xb,yb)) in enumerate(zip(hypers, batches), 1):
-        for g in self.opt.param_groups: g.update(hyper)
-        with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None): preds = net(xb)
-        loss = F.cross_entropy(preds.float(), yb, label_smoothing=r.label_smoothing)
-        if r.l1: loss = loss + r.l1*sum(p.abs().sum() for p in net.parameters() if p.requires_grad)
-        loss.backward()
-        self.opt.step()
-        self.opt.zero_grad()
-        if self.averaged and i%5==0: self.averaged.update_parameters(net)
+    for i,((xb,yb),hyper) in enumerate(zip(batches, hypers)):
+        for g in self.opt.param_groups: g.update({k: g[k].fill_(v) if isinstance(g[k], Tensor) else v for k,v in hyper.items()})
+        side = self.grow.side(i/len(hypers), xb.shape[-1])
+        if side<xb.shape[-1]: xb = F.interpolate(xb, side, mode='bilinear', antialias=True)
+        (self.replay if self.graph else self.step)(xb.contiguous(memory_format=torch.channels_last), yb)
+        if self.averaged and i%5==4: torch._foreach_lerp_(self.averaged, self.floats, 1-self.recipe.ema)
 
 # %% ../nbs/23_bench.ipynb #5be2a7f0
 @patch
-def turn(self:_ByHand, warm, steps, epochs):
+def turn(self:_ByHand, warm, steps, epochs, watch=iter):
     'Seconds per step'
     n = min(steps, self.per_epoch)*epochs
-    self.train(self.hypers(warm), self.batches)
+    self.train(self.hypers(warm), watch(islice(self.batches, warm)))
     hypers,start = self.hypers(n),_now()
-    self.train(hypers, self.batches)
+    self.train(hypers, watch(islice(self.batches, n)))
     return (_now()-start)/n
 
+# %% ../nbs/23_bench.ipynb #730e7cc1
+@patch
+def replay(self:_ByHand, xb, yb):
+    'One step by a CUDA graph, which is recorded when a batch of this shape comes for the first time'
+    if xb.shape not in self.graphs:
+        graph,x,y = self.graphs[xb.shape] = torch.cuda.CUDAGraph(),xb.clone(),yb.clone()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):  # first some steps on a stream of their own, as CUDA wants it
+            for _ in range(3): self.step(x, y)
+        with torch.cuda.graph(graph): self.step(x, y)
+    graph,x,y = self.graphs[xb.shape]
+    x.copy_(xb)
+    y.copy_(yb)
+    graph.replay()
+
 # %% ../nbs/23_bench.ipynb #afc74b03
-_contenders = dict(stock='stock fastai', item='item pipeline', device='device pipeline', compile='device pipeline, compiled',
-                   graph='device pipeline, CUDA graph', compile_graph='device pipeline, compiled, CUDA graph',
-                   loop='plain PyTorch loop', resident='plain PyTorch loop, no data work')
+_kinds = {'': '', '_compile': ', compiled', '_graph': ', CUDA graph', '_compile_graph': ', compiled, CUDA graph'}
+_contenders = dict(stock='stock fastai', item='item pipeline', **{f'device{k}': f'device pipeline{v}' for k,v in _kinds.items()},
+                   **{f'loop{k}': f'plain PyTorch loop{v}' for k,v in _kinds.items()}, resident='plain PyTorch loop, no data work')
 
 # %% ../nbs/23_bench.ipynb #fadda784
 def _contender(name, recipe, ims, device, precision, workers):
@@ -256,11 +280,39 @@ def _contender(name, recipe, ims, device, precision, workers):
     if name=='stock':
         learn = stock_learner(recipe, ims, device, workers)
         return _WithLearner(learn, learn.fit_one_cycle)
-    if name in ('loop','resident'): return _ByHand(recipe, ims, device, precision, name=='resident')
-    item,how = name=='item',{k: True for k in ('compile','graph') if k in name}
+    item,how = name=='item',{k: k in name for k in ('compile','graph')}
+    if name.startswith(('loop','resident')): return _ByHand(recipe, ims, device, precision, name=='resident', **how)
     learn = recipe_learner(recipe, ims, precision=precision, num_workers=workers*item, device=device,
                            pipeline='item' if item else 'device', **how)
-    return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.replace(epochs=n)))
+    return _WithLearner(learn, lambda n: learn.fit_recipe(recipe.replace(epochs=n)), bool(recipe.progressive_resizing))
+
+# %% ../nbs/23_bench.ipynb #7fc98be4
+def _one_by_one(batches, spent):
+    'The same batches, each made when the device is idle; `spent` gets the seconds until its step was issued'
+    start = _now()
+    for b in batches:
+        yield b
+        spent.append(time.perf_counter()-start)
+        start = _now()
+
+def _profiled(batches, kind, profiles):
+    'The same batches, with a profile of what the device did with them'
+    with profile(activities=[getattr(ProfilerActivity, kind)]) as p:
+        yield from batches
+        _now()
+    profiles.append(p)
+
+# %% ../nbs/23_bench.ipynb #4132675b
+@patch
+def step_costs(self:_ByHand, warm, n):
+    'Milliseconds to issue a step, milliseconds that the device computes, and kernels (on a CPU: operations that call no others)'
+    kind,spent,profiles = next(self.net.parameters()).device.type.upper(),[],[]
+    self.turn(warm, n, 1, partial(_one_by_one, spent=spent))
+    self.turn(warm, n, 1, partial(_profiled, kind=kind, profiles=profiles))
+    ran = [e for e in profiles[-1].events() if e.device_type.name==kind and not (e.cpu_children or e.is_user_annotation)]
+    return dict(issue=1e3*statistics.median(spent[warm:]), busy=sum(e.time_range.elapsed_us() for e in ran)/n/1e3, kernels=len(ran)/n)
+
+_WithLearner.step_costs = _ByHand.step_costs
 
 # %% ../nbs/23_bench.ipynb #15e61f0c
 def _peak_memory(device):
@@ -300,58 +352,67 @@ def _end_with_parent():
 
 # %% ../nbs/23_bench.ipynb #bf3b311b
 class _Child:
-    'A contender in a process of its own, as the one who asks sees it'
-    def __init__(self, name, spec):
-        self.name,self.spec,self.rates,self.error,self.memory = name,spec,[],None,None
-        self.pool = ProcessPoolExecutor(1, get_context('spawn'), _end_with_parent)
-        self.pid = self.pool.submit(os.getpid)  # all begin to start at once
+    'A contender in a process of its own, as the one who asks sees it; `limit`: seconds for all its answers'
+    def __init__(self, name, spec, limit=3600.):
+        self.name,self.spec,self.limit,self.left,self.rates = name,spec,limit,limit,[]
+        self.error=self.memory=self.step = None
+        self.pool,others = ProcessPoolExecutor(1, get_context('spawn'), _end_with_parent),{*active_children()}
+        self.pool.submit(os.getpid)  # all begin to start at once
+        self.process, = {*active_children()}-others
+
     def ask(self, f, /, *args, **kwargs):
-        try: res,self.memory = self.pool.submit(_obey, self.spec['device'], f, *args, **kwargs).result()
+        start = time.monotonic()
+        try: res,self.memory = self.pool.submit(_obey, self.spec['device'], f, *args, **kwargs).result(self.left)
+        except TimeoutError:
+            self.error = f'stopped, as it had not ended after {self.limit:g} s'
+            self.process.kill()
         except BrokenProcessPool: self.error = 'its process has ended, as when the system is short of memory'
         except CifarFastError as e: self.error = str(e)
-        else: return res
+        else:
+            self.left -= time.monotonic()-start
+            return res
 
 # %% ../nbs/23_bench.ipynb #c8ccaf03
-def _plan(step_s, seconds, per_epoch, whole=False):
+def _plan(step_s, seconds, per_epoch, whole=False, at_least=1):
     'Steps a pass, and passes, that take about `seconds`; whole epochs if `whole`, or if there is time for more than one'
-    n = max(1, round(seconds/step_s))
+    n = max(at_least, round(seconds/step_s))
     return (n,1) if n<per_epoch and not whole else (per_epoch, max(1, round(n/per_epoch)))
 
 # %% ../nbs/23_bench.ipynb #df9570cf
-def _race(children, bs, repeats, seconds, cuda, whole):
-    'Let `children` train in turn, and note the images per second of each turn'
-    warm,first,plans = (10,20,{}) if cuda else (1,1,{})
+def _race(children, recipe, repeats, seconds, cuda):
+    'Let `children` train in turn, and note the images per second of each turn; on a GPU also what a step costs'
+    warm,first,least,plans = (10,20,20,{}) if cuda else (1,1,20 if recipe.progressive_resizing else 1,{})
     for c in children:
         per_epoch = c.ask(_build, c.name, **c.spec)
         step = None if c.error else c.ask('turn', warm=warm, steps=first, epochs=1)
-        if not c.error: plans[c] = _plan(step, seconds, per_epoch, whole)
+        if not c.error: plans[c] = _plan(step, seconds, per_epoch, cuda, least)
         print(f'{_contenders[c.name]}:', f'failed: {c.error}' if c.error else f'steps in a turn: {math.prod(plans[c])}', flush=True)
     for i in range(repeats):
         for c in [c for c in plans if not c.error]:
             step = c.ask('turn', warm=warm, steps=plans[c][0], epochs=plans[c][1])
-            if not c.error: c.rates.append(bs/step)
+            if not c.error: c.rates.append(recipe.bs/step)
         print(f'round {i+1} of {repeats}', flush=True)
+    if cuda:
+        for c in [c for c in plans if not c.error]: c.step = c.ask('step_costs', warm=warm, n=min(plans[c][0], 200))
 
 # %% ../nbs/23_bench.ipynb #10abdd9d
 def _tables(res):
-    'Rows of text, the first of them a head: the contenders; an epoch and the limits, where they were measured'
+    'Rows of text, the first of them a head: the contenders, and the limits, where they were measured'
     def num(x): return f'{x:,.0f}' if x>=100 else f'{x:.3g}'
+    done = {c['name']: c['rates'] for c in res['contenders'] if not c['error']}
+    costs = dict(busy='GPU ms a step', issue='issue ms a step', kernels='kernels a step')
+    if not any(c['step'] for c in res['contenders']): costs = {}
+    head = ['training','images/s','min','max','of the loop','50,000 images','peak memory',*costs.values()]
     def row(c):
-        if c['error']: return [_contenders[c['name']], f"failed: {c['error']}", *['']*5]
-        r,mid = c['rates'],statistics.median(c['rates'])
-        ratio = f'{statistics.median(a/b for a,b in zip(r, rates["loop"])):.3f}' if 'loop' in rates else ''
+        if c['error']: return [_contenders[c['name']], f"failed: {c['error']}", *['']*(len(head)-2)]
+        r,mid,base = c['rates'],statistics.median(c['rates']),done.get('loop'+re.sub('^(device|loop)', '', c['name']), done.get('loop'))
+        ratio = f'{statistics.median(a/b for a,b in zip(r, base)):.3f}' if base else ''
         memory = f"{c['memory']/2**30:.2f} GiB" if c['memory'] else ''
-        return [_contenders[c['name']], num(mid), num(min(r)), num(max(r)), ratio, f'{50_000/mid:.1f} s', memory]
-    rates = {c['name']: c['rates'] for c in res['contenders'] if not c['error']}
-    tables = [[['training','images/s','min','max','of the loop','50,000 images','peak memory'], *map(row, res['contenders'])]]
-    if 'epoch' in res:
-        names = dict(data='gather, augment, normalise', step="forward, backward, optimizer; fastai's loop",
-                     valid='validation of 10,000 images')
-        e,total = res['epoch'],sum(res['epoch'].values())
-        tables.append([['an epoch of the device pipeline', 'seconds', 'fraction'],
-                       *[[v, f'{e[k]:.3g}', f'{e[k]/total:.1%}'] for k,v in names.items()]])
+        return [_contenders[c['name']], *map(num, (mid,min(r),max(r))), ratio, f'{50_000/mid:.1f} s', memory,
+                *[num(c['step'][k]) if c['step'] else '' for k in costs]]
+    tables = [[head, *map(row, res['contenders'])]]
     if 'roofline' in res:
-        m,roof,reached = res['machine'],res['roofline'],statistics.median(rates.get('device', [math.nan]))
+        m,roof,reached = res['machine'],res['roofline'],statistics.median(done.get('device', [math.nan]))
         names = dict(flops=f"FLOPs: {res['flops']/1e9:.3f} G an image at {m['rate']/1e12:.3g} T a second",
                      memory=f"memory: about {res['bytes']/1e6:.2f} MB an image at {m['bandwidth']/1e9:.3g} GB/s",
                      overlapped='both at once: the roofline', in_turn='one after the other')
@@ -360,29 +421,36 @@ def _tables(res):
     return tables
 
 # %% ../nbs/23_bench.ipynb #d9c7cd03
+def _machine_notes(res):
+    'The machine and the versions, a line each'
+    h = res['hardware']
+    power = f", power limit {h['power']}" if h['power'] else ''
+    return [f"{h['device']}{power}; {h['cpu']}, {h['cores']} cores, {h['threads']} threads; {h['system']}",
+            ', '.join(f'{k} {v}' for k,v in res['versions'].items() if v) + f"; {res['date']}"]
+
 def _notes(res):
     'Machine, versions and conditions, a line each'
-    h,r = res['hardware'],res['recipe']
+    r = res['recipe']
     args = ', '.join(f'{k}={v}' for k,v in r['model_args'].items())
     quick = ['quick: few and short turns, and small batches on a CPU; for figures to quote, leave it out'] if res['quick'] else []
-    return quick + [
-        f"{h['device']}; {h['cpu']}, {h['cores']} cores, {h['threads']} threads; {h['system']}",
-        ', '.join(f'{k} {v}' for k,v in res['versions'].items() if v),
-        f"recipe {r['name']}: {r['model']}({args}), policy {r['policy']}, batch {r['bs']}, {res['precision']}; stock: fp32",
-        f"random pixels, {res['size']}×{res['size']} throughout, 10 classes; median of {res['repeats']} turns, each after a warm-up",
-        f"a process for each contender; {res['workers']} workers for stock and item pipeline; {res['date']}",
-        f"peak memory: {h['memory']}",
+    sides = ', then '.join(f'{s}×{s}' for s in [s for _,s in r['progressive_resizing']] or [res['size']])
+    stock = 'stock: fp32' + f", {res['size']}×{res['size']}"*bool(r['progressive_resizing'])
+    return quick + _machine_notes(res) + [
+        f"recipe {r['name']}: {r['model']}({args}), policy {r['policy']}, batch {r['bs']}, {res['precision']}; {stock}",
+        f"random pixels, {sides}, 10 classes; median of {res['repeats']} turns, each after a warm-up",
+        f"a process for each contender; {res['workers']} workers for stock and item pipeline",
+        f"peak memory: {res['hardware']['memory']}",
         'the bytes are an estimate: 5 × the outputs of all layers']
 
 # %% ../nbs/23_bench.ipynb #86f3516a
-def _page(res):
+def _page(tables, notes):
     'Tables and notes, for a page and for a terminal'
     def table(rows):
         rows = [[c.replace('|', '/') for c in r] for r in rows]
         wide = [max(len(r[i]) for r in rows if not r[1].startswith('failed')) for i in range(len(rows[0]))]
         rows.insert(1, [':'+(wide[0]-1)*'-', *[(w-1)*'-'+':' for w in wide[1:]]])
         return '\n'.join(f"| {' | '.join(c.rjust(w) if i else c.ljust(w) for i,(c,w) in enumerate(zip(r, wide)))} |" for r in rows)
-    return '\n\n'.join([*map(table, _tables(res)), '\n'.join(f'* {o}' for o in _notes(res))])+'\n'
+    return '\n\n'.join([*map(table, tables), '\n'.join(f'* {o}' for o in notes)])+'\n'
 
 # %% ../nbs/23_bench.ipynb #3f1f3bfb
 def plot_bench(
@@ -409,66 +477,121 @@ def machine_facts(
     device:torch.device # Where it trains
 )->dict:                # Date, hardware and versions
     'Machine and versions'
-    cuda,info,more = device.type=='cuda',Path('/proc/cpuinfo'),{}
+    cuda,info,more,power = device.type=='cuda',Path('/proc/cpuinfo'),{},''
     cpu = re.search(r'model name\s*:\s*(.+)', info.read_text() if info.exists() else '')
     if cuda:
         from torch.utils import collect_env
         more = dict(CUDA=torch.version.cuda, driver=collect_env.get_nvidia_driver_version(collect_env.run))
+        asked = f'nvidia-smi --query-gpu=power.limit --format=csv,noheader --id=GPU-{torch.cuda.get_device_properties(device).uuid}'
+        power = collect_env.run_and_read_all(collect_env.run, asked) or ''
     return dict(
         date=time.strftime('%Y-%m-%d %H:%M'),
-        hardware=dict(device=torch.cuda.get_device_name(device) if cuda else device.type,
+        hardware=dict(device=torch.cuda.get_device_name(device) if cuda else device.type, power=power,
                       cpu=cpu[1].strip() if cpu else platform.processor() or platform.machine(), cores=os.cpu_count(),
                       threads=torch.get_num_threads(), system=f'{platform.system()} {platform.machine()}',
                       memory="of the device, PyTorch's tensors" if cuda else 'of the process, with its libraries and images'),
-        versions=dict(python=platform.python_version(), **{o: version(o) for o in ('torch','fastai','albumentations','cifar_fast')},
-                      **more))
+        versions=dict(python=platform.python_version(), **{o: version(o) for o in ('torch','fastai','albumentations')},
+                      cifar_fast=__version__, **more))
 
 # %% ../nbs/23_bench.ipynb #b90244b3
-def _measure(res, spec, names):
+def _measure(res, spec, names, limit):
     'Run the contenders, and fill `res`'
-    device,bs,quick = spec['device'],spec['recipe'].bs,res['quick']
-    cuda,n_valid = device.type=='cuda',math.ceil(spec['n_test']/bs)
+    device,quick = spec['device'],res['quick']
+    cuda = device.type=='cuda'
     with ExitStack() as stack:
-        children = [_Child(o, spec) for o in names]
+        children = [_Child(o, spec, limit) for o in names]
         for c in children: stack.enter_context(c.pool)
-        _race(children, bs, res['repeats'], (.5 if quick else 5) if cuda or quick else 10, cuda, cuda and not quick)
-        res['contenders'] = [dict(name=c.name, rates=c.rates, error=c.error, memory=c.memory) for c in children]
-        alive = {c.name: c for c in children if not c.error}
-        if alive and (m := first(alive.values()).ask(_machine, device, spec['precision'])):
+        _race(children, spec['recipe'], res['repeats'], (.5 if quick else 5) if cuda or quick else 10, cuda)
+        res['contenders'] = [{k: getattr(c, k) for k in ('name','rates','error','memory','step')} for c in children]
+        asked = first(c for c in children if not c.error)
+        if asked and (m := asked.ask(_machine, device, spec['precision'])):
             res['machine'],res['roofline'] = m,_roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
-        if 'device' in alive and (p := alive['device'].ask('parts', n=97 if cuda else 4, n_valid=n_valid)):
-            step = 1/statistics.median(alive['device'].rates)-p['data']
-            res['epoch'] = dict(data=50_000*p['data'], step=50_000*step, valid=10_000*p['valid'])
-        for c in alive.values():
-            if c.error: print(f'machine and parts of an epoch, by {_contenders[c.name]}: failed: {c.error}', flush=True)
+        elif asked: print(f'machine, by {_contenders[asked.name]}: failed: {asked.error}', flush=True)
 
 # %% ../nbs/23_bench.ipynb #539ac0fe
 def bench(
     out:str|Path,                   # A new folder for bench.json, bench.md and bench.png
     recipe:str|Recipe='assignment', # Whose net, batch size, augmentation, optimizer and schedule
-    bs:int=None,                    # Images in a batch; None: as the recipe says
     device:str=None,                # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     quick:bool=False,               # A minute on two cores: few short turns, and small batches on a CPU
-    contenders:list=None            # Of stock, item, device, compile, graph, compile_graph, loop, resident; None: what suits the device
+    contenders:list=None,           # Their names, such as device, loop, device_graph and loop_graph; None: what suits the device
+    limit:float=3600.               # Seconds for each contender, after which it is stopped and the others go on
 )->dict: # Everything that was measured, as in bench.json
     'Measure how many images a second are trained on, by this library and by others; print, save and return it'
-    out,device = check_free(out),pick_device(device)
-    cuda,workers = device.type=='cuda',0 if device.type=='cpu' else defaults.cpus
-    recipe,small = (get_recipe(recipe) if isinstance(recipe, str) else recipe).replace(bs=bs, progressive_resizing=()),quick and not cuda
-    suitable = [o for o in _contenders if cuda or o not in ('compile','graph','compile_graph')]
-    names = [choose(o, list(_contenders), 'contender') for o in contenders or suitable]
-    if small: recipe = recipe.replace(bs=min(recipe.bs, 64))
-    n,n_test = (4096,512) if small else (50_000,10_000)
-    check_value(recipe.bs<=n, 'batch size', recipe.bs, f'a whole number from 1 to {n}, the number of images')
-    precision,size,net = pick_precision('auto', device),recipe.size or 32,_net(recipe)
-    res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(recipe), precision=precision,
-               size=size, workers=workers, flops=training_flops(net, size),
-               bytes=activation_bytes(net, size, 4 if precision=='fp32' else 2), contenders=[])
+    out,device,r = check_free(out),pick_device(device),get_recipe(recipe) if isinstance(recipe, str) else recipe
+    small,precision,workers = quick and device.type!='cuda',pick_precision('auto', device),0 if device.type=='cpu' else defaults.cpus
+    suitable = [o for o in _contenders if device.type=='cuda' or not re.search('compile|graph', o)]
+    names = [choose(o, [*_contenders], 'contender') for o in contenders or suitable]
+    r,(n,n_test) = (r.replace(bs=min(r.bs, 64)),(4096,512)) if small else (r,(50_000,10_000))
+    check_value(r.bs<=n, 'batch size', r.bs, f'a whole number from 1 to {n}, the number of images')
+    net,itemsize = _net(r),4 if precision=='fp32' else 2
+    res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(r), precision=precision,
+               size=r.size or 32, workers=workers, flops=_mean_of_sizes(r, partial(training_flops, net)),
+               bytes=_mean_of_sizes(r, partial(activation_bytes, net, itemsize=itemsize)), contenders=[])
     with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
-    _measure(res, dict(recipe=recipe, n=n, n_test=n_test, device=device, precision=precision, workers=workers), names)
-    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': _page(res)}.items():
+    _measure(res, dict(recipe=r, n=n, n_test=n_test, device=device, precision=precision, workers=workers), dict.fromkeys(names), limit)
+    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': (page := _page(_tables(res), _notes(res)))}.items():
         with atomic_write(out/name) as tmp: tmp.write_text(text)
     with atomic_write(out/'bench.png') as tmp: plot_bench(res).figure.savefig(tmp, format='png', dpi=110)
     plt.close()
-    print('\n' + _page(res))
+    print('\n' + page)
+    return res
+
+# %% ../nbs/23_bench.ipynb #146c5a62
+class _Clock(Callback):
+    'Seconds from the first batch to the end of the last step; nothing is validated in between'
+    order = 1000  # the validation is cancelled after all that is done before it, as that is undone after it
+    def before_epoch(self):
+        if not self.epoch: self.start = _now()
+    def after_train(self): self.seconds = _now()-self.start
+    def before_validate(self): raise CancelValidException
+
+# %% ../nbs/23_bench.ipynb #715d51d4
+def _timed_run(recipe, images, device, how):
+    'Train once: the accuracies, and the seconds'
+    learn,clock,start = recipe_learner(recipe, images, device=device, **how),_Clock(),_now()
+    if hasattr(learn.model, 'whiten'):  # once more, as `recipe_learner` does, with the clock running
+        items = learn.dls.train.dataset.tls[0].items
+        whiten_(learn.model.whiten, image_batch(learn.dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
+    prepare = _now()-start
+    with learn.no_bar(), learn.no_logging():
+        with learn.added_cbs(clock), batch_that_fits(recipe.bs, device): learn.fit_recipe(recipe)
+        plain,tta = (float(accuracy(*learn.get_preds(len(learn.dls.loaders)-1, cbs=o, act=noop))) for o in (None,FlipShiftTTA()))
+    return dict(seed=how['seed'], test_accuracy=plain, tta_accuracy=tta, prepare_seconds=prepare, train_seconds=prepare+clock.seconds)
+
+# %% ../nbs/23_bench.ipynb #6596c323
+def _runs_page(res):
+    'Mean, standard deviation and range of all runs, and what they were'
+    r,stats = res['recipe'],pd.DataFrame(res['runs']).drop(columns='seed').agg(['mean','std','min','max']).fillna(0.)
+    head = [f"{r['name']}, {len(res['runs'])} runs", 'mean', 'standard deviation', 'min', 'max']
+    return _page([[head, *[[k.replace('_', ' '), *[f'{v:.4f}' for v in stats[k]]] for k in stats]]], [
+        *_machine_notes(res),
+        f"recipe {r['name']}: {r['model']}, {r['epochs']} epochs, batch {r['bs']}; {', '.join(f'{k}={v}' for k,v in res['how'].items())}",
+        f"data: {res['data']}; seeds from 0 in one process, on a GPU after an epoch that does not count; tta: test-time augmentation",
+        'timed: preparing and training; not timed: building, compiling and recording the net, and the evaluation'])
+
+# %% ../nbs/23_bench.ipynb #a531fd52
+@delegates(recipe_learner, but=['seed','images'])
+def bench_runs(
+    recipe:Recipe,   # What to train
+    out:str|Path,    # A new folder for runs.json and runs.md
+    n:int=5,         # How many times, with seeds 0, 1, 2, …
+    device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
+    **kwargs
+)->dict: # Every run and how they were made, as in runs.json
+    'Train `recipe` `n` times, timed as the public speed runs are; print, save and return it'
+    check_whole('the number of runs', n)
+    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),load_images(recipe.data, recipe.size)
+    del how['seed']
+    how['precision'] = pick_precision(how['precision'], device)
+    res = dict(machine_facts(device), recipe=dataclasses.asdict(recipe), how=how, data=f'{images.name} ({images.fingerprint})', runs=[])
+    if device.type=='cuda': _timed_run(recipe.replace(epochs=1), images, device, dict(how, seed=0))
+    try:
+        for seed in range(n):
+            res['runs'].append(r := _timed_run(recipe, images, device, dict(how, seed=seed)))
+            print(', '.join(f'{k} {v:.4g}' for k,v in r.items()), flush=True)
+            for name,text in {'runs.json': json.dumps(res, indent=1), 'runs.md': (page := _runs_page(res))}.items():
+                with atomic_write(out/name) as tmp: tmp.write_text(text)
+    except KeyboardInterrupt: raise KeyboardInterrupt(f": {len(res['runs'])} of {n} runs are in {out}") from None
+    print('\n' + page)
     return res

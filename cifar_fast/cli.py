@@ -20,7 +20,7 @@ from .train import *
 from .report import *
 from .explain import explain
 from .export import export_run
-from .bench import bench
+from .bench import bench,bench_runs
 
 # %% auto #0
 __all__ = ['ScriptParser', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run', 'print_seeds',
@@ -43,15 +43,15 @@ class ScriptParser(ArgumentParser):
         'An argument or an option for each parameter of `f`'
         docs = docments(f)
         for k,o in inspect.signature(f).parameters.items():
-            how = dict(help=docs.get(k))
+            how,several = dict(help=docs.get(k)),'+' if o.annotation=='list' else None
             if k in leave: pass
             elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes'))
                 self.add_parameters(recipe_learner, ('recipe','images'))
-            elif o.default is o.empty: self.add_argument(k, nargs='+' if o.annotation=='list' else None, **how)
+            elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
-            else: self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), **how)
+            else: self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), nargs=several, **how)
 
 # %% ../nbs/24_cli.ipynb #6665ab64
 @patch
@@ -245,12 +245,21 @@ def cifar_fast_export(
 def cifar_fast_bench(
     recipe:str='assignment', # Whose net, batch size, augmentation and optimizer
     out:str=None,            # New folder for tables and picture (default: runs/bench-RECIPE-DATE-TIME)
-    bs:int=None,             # Images in a batch (default: as the recipe says)
-    device:str=None,         # cpu, cuda, cuda:1, … (default: the GPU if there is one)
-    quick:bool=False         # About a minute on two cores, and rougher
+    quick:bool=False,        # About a minute on two cores, and rougher
+    contenders:list=None,    # Only these, such as device loop device_graph loop_graph (default: all that suit the device)
+    limit:float=3600.,       # Seconds for each contender, after which it is stopped and the others go on
+    runs:int=None,           # No contenders: train this many times, with seeds 0, 1, 2, …, timed as speed runs are
+    **values                 # Values of the recipe, and arguments of `recipe_learner`
 ):
-    'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop'
-    bench(out or f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}', recipe, bs, device, quick)
+    'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop; or whole trainings'
+    out = out or f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'
+    changes,how = split_values(values)
+    chosen = get_recipe(recipe).replace(**changes)
+    if runs is None:
+        for k in how.keys()-{'device'}: raise CifarFastError(f'--{k} goes with --runs: leave it out, or choose --contenders')
+        return bench(out, chosen, quick=quick, contenders=contenders, limit=limit, **how)
+    if quick or contenders or 'seed' in how: raise CifarFastError('--runs has seeds 0, 1, 2, …: leave out --quick, --contenders and --seed')
+    bench_runs(chosen, out, runs, **how)
 
 _scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
                                    cifar_fast_export, cifar_fast_bench)}

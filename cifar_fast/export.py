@@ -9,7 +9,6 @@ import contextlib,importlib.util,io,json,logging,warnings
 from fastai.basics import *
 from .shapes import *
 from .runs import *
-from .recipes import *
 from .train import *
 from .explain import *
 
@@ -23,9 +22,8 @@ def _onnx(net, x, path, about):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter talks to its authors
         warnings.simplefilter('ignore')
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-        shapes = {'x': {0: torch.export.Dim('batch')}}
-        torch.onnx.export(net, (x,), str(path), input_names=['pixels'], output_names=['logits'], dynamic_shapes=shapes, dynamo=True,
-                          verbose=False, external_data=False)
+        torch.onnx.export(net, (x,), str(path), input_names=['pixels'], output_names=['logits'], dynamo=True,
+                          dynamic_shapes={'x': {0: torch.export.Dim('batch')}}, verbose=False, external_data=False)
     m = onnx.load(path)
     onnx.helper.set_model_props(m, about)
     onnx.save(m, path)
@@ -52,6 +50,14 @@ def check_onnx(
     return worst
 
 # %% ../nbs/22_export.ipynb #44fddb3e
+@patch
+def about(self:Run)->dict: # Texts
+    'What a program has to know of the net'
+    r,data = run_recipe(self),run_data(self)
+    values = dict(model=r.model, model_args=r.model_args, **{k: data[k] for k in ('classes','mean','std','size')})
+    return {k: v if isinstance(v, str) else json.dumps(v) for k,v in values.items()}
+
+# %% ../nbs/22_export.ipynb #751c30c2
 def export_run(
     run:Run|str|Path,   # A finished run, or its folder
     out:str|Path,       # A new folder
@@ -59,16 +65,13 @@ def export_run(
     learner:bool=False  # Write learner.pkl too? Needs the data set that the run was trained on
 )->dict: # Name of each file → what it is
     'Write the weights of `run` as model.safetensors, its net as model.onnx, and its learner as learner.pkl'
-    if not isinstance(run, Run): run = Run(run)
-    data,model,out = run_data(run),run_model(run),check_free(out)
-    r,size,files = run_recipe(run),data['size'],{}
-    about = dict(model=r.model, model_args=r.model_args, **{k: data[k] for k in ('classes','mean','std','size')})
-    about = {k: v if isinstance(v, str) else json.dumps(v) for k,v in about.items()}
+    run = run if isinstance(run, Run) else Run(run)
+    data,about,model,out,files = run_data(run),run.about(),run_model(run),check_free(out),{}
     lost = [o for o in ('onnx','onnxscript','onnxruntime') if onnx and importlib.util.find_spec(o) is None]
     if lost: raise CifarFastError(f"ONNX needs {', '.join(lost)}: pip install 'cifar_fast[onnx]', or export without it")
     if learner: learn = run_learner(run)
     if onnx:
-        net = PixelNet(model, data['mean'], data['std']).eval()
+        net,size = PixelNet(model, data['mean'], data['std']).eval(),data['size']
         with atomic_write(out/'model.onnx') as tmp:
             _onnx(net, torch.rand(2, 3, size, size), tmp, about)
             worst = check_onnx(tmp, net, size)

@@ -16,8 +16,7 @@ def build(src, out):
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    out = tmp_path_factory.mktemp('site').resolve()
-    p = build(root, out)
+    p = build(root, out := tmp_path_factory.mktemp('site').resolve())
     assert p.returncode==0, p.stderr
     return out/'html'
 
@@ -42,13 +41,12 @@ def test_symbols(pages):
     for name in rooms:
         mod,page = importlib.import_module(f'cifar_fast.{name}'),pages[f'{name}.html']
         entries = {o.get_text(): o.find_parent('dl') for o in page('span', class_='descname')}
-        for k in mod.__all__:
-            obj,entry = getattr(mod, k),entries[k]
-            assert page.find(id=k.lower()), k
-            rows = {} if inspect.isclass(obj) or not callable(obj) else {r[0]: r[2] for r in table(entry)}
-            if rows: assert [*rows][:len(inspect.signature(obj).parameters)]==[*inspect.signature(obj).parameters], k
-            for o in inspect.signature(obj).parameters.values() if rows else ():
-                if isinstance(o.default, (int,float,str,tuple,type(None))): assert rows[o.name]==repr(o.default), (k, o)
+        assert all(k in entries and page.find(id=k.lower()) for k in mod.__all__), name
+        for obj,entry in [(getattr(mod, k),entries[k]) for k in mod.__all__ if inspect.isfunction(getattr(mod, k))]:
+            rows,params = {r[0]: r[2] for r in table(entry)},inspect.signature(obj).parameters if table(entry) else {}
+            assert [*rows][:len(params)]==[*params], obj
+            simple = {k: repr(o.default) for k,o in params.items() if isinstance(o.default, (int,float,str,tuple,type(None)))}
+            assert simple=={k: rows[k] for k in simple}, obj
     entry = pages['schedule.html'].find(id='linear_one_cycle').parent
     assert table(entry)[1]==['lr_max','float|list','required','Learning rate at the peak; a list has one for each parameter group']
     assert entry.dt.get_text().strip().startswith('linear_one_cycle(n_epoch, lr_max, lr_min=None, peak_epoch=5, lr_end=None) → callable')
@@ -88,13 +86,8 @@ def test_what_is_broken_fails(tmp_path):
 
 @pytest.mark.parametrize('width,dark', [(390,True),(1280,False)])
 def test_in_a_browser(site, pages, browser, width, dark):
-    "On a phone by night and a desk by day: no wider than the screen, easy to read, silent, no file but those of the site; the search finds"
-    browser.size(width, mobile=width<400)
-    browser.dark(dark)
-    for o in pages:
-        b = browser.goto(site/o)
-        b.unfold()
-        assert b.page_width<=width and b.is_dark==dark and b.low_contrast=={}, (o, b.page_width, b.low_contrast)
-        assert not b.errors and all(u.startswith((site.as_uri(),'data:')) for u in b.requests), (o, b.errors, b.requests)
-    browser.goto(site/'search.html', '?q=linear_one_cycle').page.click('#search-results a >> nth=0')
+    "On a phone by night and a desk by day; no file but those of the site; the search finds"
+    for o in pages: assert all(u.startswith(site.as_uri()) for u in browser.look(site/o, width, dark)), o
+    browser.page.goto((site/'search.html').as_uri()+'?q=linear_one_cycle')
+    browser.page.click('#search-results a >> nth=0')
     assert browser.page.url==f"{(site/'schedule.html').as_uri()}#linear_one_cycle"
