@@ -246,7 +246,7 @@ def _put_back(self:CifarLearner):
         vars(self).update(own)
         for t,was in zip(ts, kept): t.data.copy_(was)
         self.model.zero_grad()
-        if self._steps: # a recorded step looks for the optimizer's numbers where they are: they stay there, and before a first step are zero
+        if self._steps: # a recorded step finds the optimizer's numbers where they were: there they stay, zero before a first step
             for p,s in opt.state.items():
                 for k,v in s.items():
                     if isinstance(v, Tensor): v.copy_(state[p][k]) if p in state else v.zero_()
@@ -271,7 +271,7 @@ def _alone(self:CifarLearner, x, y, hypers=()):
     finally:
         self.cbs = cbs
         for g,h in zip(groups, numbers): g.update(h)
-    return self.pred,self.loss
+    return self.pred.detach(),self.loss.detach()
 
 # %% ../nbs/09_learner.ipynb #d20bb258
 @patch
@@ -345,7 +345,7 @@ def _check_graph(self:CifarLearner):
     'Raise a `CifarFastError` where a step cannot be recorded'
     within = [e for e in _batch_events if e not in ('before_batch','after_cancel_batch','after_batch')]
     for cb in L(within).map(self.ordered_cbs).concat():
-        if not isinstance(cb, _of_the_step):
+        if cb.run_train and not isinstance(cb, _of_the_step):
             raise CifarFastError(f'a CUDA graph repeats a step without asking {cb}, which has a part in it: leave out --graph')
     if not isinstance(self.opt, OptimWrapper): raise CifarFastError("a CUDA graph needs one of PyTorch's optimizers: leave out --graph")
     device = next(self.model.parameters()).device
@@ -364,7 +364,7 @@ def _record(self:CifarLearner, x, y):
         for to,new in zip((x,y), (*self.xb,*self.yb)): to.copy_(new)
         for g,h in zip(groups, hypers):
             for k,t in h.items(): t.fill_(g[k])
-        self.pred,self.loss = (o.detach().clone() for o in play())
+        self.pred,self.loss = (o.clone() for o in play())
         self.loss_grad = self.loss
     self._steps[self._kind()] = step
 
