@@ -5,16 +5,18 @@
 # %% ../nbs/09_learner.ipynb #913b3c59
 from __future__ import annotations
 from .core import *
-import math,time
+import math,os,time
 from contextlib import ExitStack,contextmanager,nullcontext
 from fastai.basics import *
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
+from fastai.losses import CrossEntropyLossFlat
 
 # %% auto #0
-__all__ = ['Autocast', 'sgd', 'L1Penalty', 'SmoothLoss', 'Progress', 'History', 'CompileModel', 'GraphModel', 'cifar_learner']
+__all__ = ['Autocast', 'TensorSGD', 'sgd', 'L1Penalty', 'SmoothLoss', 'Progress', 'History', 'CrossEntropy', 'CifarLearner',
+           'repeat_on_gpu', 'cifar_learner']
 
 # %% ../nbs/09_learner.ipynb #faf04145
 class Autocast(Callback):
@@ -51,6 +53,22 @@ def after_train(self:Autocast):
 Autocast.before_validate,Autocast.after_validate = Autocast.before_train,Autocast.after_train
 
 # %% ../nbs/09_learner.ipynb #584a89c3
+class TensorSGD(torch.optim.SGD):
+    "PyTorch's SGD, whose hyper-parameters may also be tensors once there is a momentum"
+    @torch.no_grad()
+    def step(self, closure=None):
+        if not any(isinstance(g[k], Tensor) for g in self.param_groups for k in ('momentum','weight_decay')): return super().step(closure)
+        for g in self.param_groups:
+            ps = [p for p in g['params'] if p.grad is not None]
+            vs = [self.state[p]['momentum_buffer'] for p in ps]
+            ds = torch._foreach_mul(ps, g['weight_decay'])
+            torch._foreach_add_(ds, [p.grad for p in ps])
+            torch._foreach_mul_(vs, g['momentum'])
+            torch._foreach_add_(vs, ds)
+            ds = torch._foreach_add(ds, torch._foreach_mul(vs, g['momentum'])) if g['nesterov'] else vs
+            torch._foreach_sub_(ps, torch._foreach_mul(ds, g['lr']))
+
+# %% ../nbs/09_learner.ipynb #9c2c514c
 def sgd(
     params,             # Parameters, or groups of them, as a `Learner`'s splitter gives them
     lr:float,           # Learning rate
@@ -59,7 +77,7 @@ def sgd(
     nesterov:bool=True, # [Nesterov's momentum](https://proceedings.mlr.press/v28/sutskever13.html), or the classical one
 )->OptimWrapper: # With the hyper-parameters `lr`, `mom` and `wd`
     "PyTorch's SGD as a fastai optimizer"
-    return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0, fused=True)
+    return OptimWrapper(params, TensorSGD, lr=lr, momentum=mom, weight_decay=wd, nesterov=nesterov and mom>0, fused=True)
 
 # %% ../nbs/09_learner.ipynb #ee532e9c
 class L1Penalty(Callback):
@@ -80,22 +98,23 @@ class SmoothLoss(AvgSmoothLoss):
     ):
         "Take the batch's loss in"
         self.count += 1
-        self.val = torch.lerp(learn.loss.detach().mean(), self.val.to(learn.loss.device, non_blocking=True), self.beta)
+        loss = learn.loss.detach()
+        self.val = torch.lerp(loss if loss.ndim==0 else loss.mean(), self.val.to(loss.device, non_blocking=True), self.beta)
 
 # %% ../nbs/09_learner.ipynb #f41dac08
 class Progress(ProgressCallback):
-    "fastai's progress bar, which looks at the loss twice a second"
+    "fastai's progress bar, which says twice a second how large the loss was half a second before"
     name = 'progress'
     def before_train(self):
         'A new bar'
         super().before_train()
-        self.looked = 0.
+        self.coming,self.looked = None,time.perf_counter()
     def after_batch(self):
         'Move the bar, and now and then say how large the loss is'
         self.pbar.update(self.iter+1)
         if not self.training or time.perf_counter()-self.looked<.5 or not hasattr(self.learn, 'smooth_loss'): return
-        self.looked = time.perf_counter()
-        self.pbar.comment = f'{self.smooth_loss.item():.4f}'
+        if self.coming is not None: self.pbar.comment = f'{self.coming.item():.4f}'
+        self.coming,self.looked = self.smooth_loss.to('cpu', non_blocking=True),time.perf_counter()
 
 # %% ../nbs/09_learner.ipynb #3045266a
 class History(Callback):
@@ -108,6 +127,7 @@ class History(Callback):
     def before_fit(self):
         'A new fit starts a new history, unless this one was restored to be continued'
         self.new,self.trained = not self.resumed and not hasattr(self.learn, 'lr_finder'),False
+        self.correct = torch.zeros((), dtype=torch.long, device=next(self.model.parameters()).device)
 
 # %% ../nbs/09_learner.ipynb #9ee7a6b2
 @patch
@@ -129,7 +149,13 @@ def before_train(self:History):
     'Start the sums of the epoch'
     if self.new: self.clear()
     self.new,self.resumed,self.trained = False,False,not hasattr(self.learn, 'lr_finder')
-    self.done,self.sizes,self.correct,self.start = len(self.steps),[],0,time.perf_counter()
+    self.correct.zero_()
+    self.done,self.sizes,self.start = len(self.steps),[],time.perf_counter()
+
+@patch
+def after_loss(self:History):
+    'Count the right answers where they are'
+    self.correct.add_((self.pred.detach().argmax(-1)==self.yb[0]).sum())
 
 # %% ../nbs/09_learner.ipynb #b2fdd055
 @patch
@@ -138,7 +164,6 @@ def after_batch(self:History):
     if not self.trained: return
     hyper = self.opt.hypers[-1]
     self.sizes.append(len(self.yb[0]))
-    self.correct = self.correct + (self.pred.detach().argmax(-1)==self.yb[0]).sum()
     self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
     if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
@@ -177,69 +202,193 @@ def after_epoch(self:History):
                             train_accuracy=float(self.correct)/sum(self.sizes), **valid, train_s=self.train_s,
                             valid_s=time.perf_counter()-self.start-self.train_s))
 
-# %% ../nbs/09_learner.ipynb #10bee0ee
-@contextmanager
-def _rehearsal(learn):
-    'Batches of noise, one of each shape that the training will have; what they do to the model is undone'
-    with no_random(reproducible=False):
-        x = learn.dls.train.new().one_batch()[0]  # of another loader, as a loader has random numbers of its own
-        sizes = learn.progressive_resize.sizes if hasattr(learn, 'progressive_resize') else ()
-        sides = {x.shape[-1], *(side for _,side in sizes)}
-        kept = [(b,b.clone()) for b in learn.model.buffers()]
-        learn.model.train()
-        try:
-            with torch.autocast(x.device.type, learn.autocast.dtype, cache_enabled=False) if hasattr(learn, 'autocast') else nullcontext():
-                yield [torch.randn(*x.shape[:2], s, s, device=x.device).contiguous(memory_format=torch.channels_last) for s in sides]
-        finally:
-            for b,was in kept: b.data.copy_(was)
-            learn.model.zero_grad()
+# %% ../nbs/09_learner.ipynb #98fcaadb
+class CrossEntropy(CrossEntropyLossFlat):
+    "fastai's cross entropy, the short way for logits N×classes and N class numbers"
+    def __call__(self, inp, targ, **kwargs):
+        if inp.ndim!=2 or targ.dtype!=torch.int64: return super().__call__(inp, targ, **kwargs)
+        return self.func(cast(inp, Tensor), cast(targ, Tensor), **kwargs)
 
-# %% ../nbs/09_learner.ipynb #9300d705
-class CompileModel(Callback):
-    'Train with `torch.compile`'
-    order = ChannelsLast.order+1
-    def before_fit(self):
-        'Have the model compiled'
-        self.model.compile(dynamic=False)
-        try:
-            with _rehearsal(self.learn) as xs:
-                for x in xs: self.model(x).sum().backward()
-        except Exception as e:
-            self.after_fit()
-            why = f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
-            raise CifarFastError(f'torch.compile does not work here ({why}): leave out --compile') from e
-    def after_fit(self):
-        'Back to the plain model'
-        self.model._compiled_call_impl = None
+# %% ../nbs/09_learner.ipynb #b7156bd0
+_batch_events = ('before_batch after_pred after_loss before_backward after_cancel_backward after_backward '
+                 'before_step after_cancel_step after_step after_cancel_batch after_batch').split()
 
-# %% ../nbs/09_learner.ipynb #54663cdc
-class GraphModel(Callback):
-    'Train with CUDA graphs of the forward and backward pass'
-    order,run_valid = Autocast.order+1,False
-    def before_fit(self):
-        'Record, where there is something to record with'
-        device = torch.device(self.dls.device)
-        if device.type!='cuda':
-            raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}: leave out --graph')
-        self._record()
-    def before_batch(self):
-        'Replay what was recorded for batches of this shape'
-        self.model.forward = self.forwards[self.x.shape]
-    def after_fit(self):
-        'Back to the plain model, and free what was recorded'
-        vars(self.model).pop('forward', None)
-        self.forwards = {}
+# %% ../nbs/09_learner.ipynb #fe42fc95
+class CifarLearner(Learner):
+    'A `Learner` that takes its steps with less around them: see `cifar_learner`'
+    with_compile=with_graph=False
+    warmup_seconds,_asked,_steps,_compiled = 0.,(None,{}),{},None
+    def __call__(self, event_name):
+        if event_name not in _batch_events:
+            self._asked = None,{}
+            return super().__call__(event_name)
+        if self._asked[0]!=self.cbs.items: self._asked = [*self.cbs],{}
+        asked = self._asked[1]
+        if event_name not in asked: asked[event_name] = self.ordered_cbs(event_name)
+        for cb in asked[event_name]: cb(event_name)
 
-# %% ../nbs/09_learner.ipynb #050e6033
+# %% ../nbs/09_learner.ipynb #1fe3c9cc
 @patch
-def _record(self:GraphModel):
-    'A graph for each shape of batch'
-    self.forwards = {}
-    with _rehearsal(self.learn) as xs:
-        for x in xs:
-            torch.cuda.make_graphed_callables(self.model, (x,))
-            self.forwards[x.shape] = vars(self.model).pop('forward')
-    self.model._compiled_call_impl = None  # what was recorded is the compiled code
+def no_bar(self:CifarLearner):
+    'Without the progress bar, for the time being'
+    return self.removed_cbs(self._grab_cbs(ProgressCallback))
+
+# %% ../nbs/09_learner.ipynb #83efb1ea
+@patch
+@contextmanager
+def _put_back(self:CifarLearner):
+    'What happens to the weights, the optimizer, the random numbers and the learner itself is undone'
+    own,opt,ts = dict(vars(self)),getattr(self.opt, 'opt', self.opt),[*self.model.parameters(),*self.model.buffers()]
+    kept,state = [t.detach().clone() for t in ts],{p: deepcopy(s) for p,s in opt.state.items()}
+    try:
+        with no_random(reproducible=False): yield
+    finally:
+        vars(self).clear()
+        vars(self).update(own)
+        for t,was in zip(ts, kept): t.data.copy_(was)
+        self.model.zero_grad()
+        if self._steps: # a recorded step finds the optimizer's numbers where they were: there they stay, zero before a first step
+            for p,s in opt.state.items():
+                for k,v in s.items():
+                    if isinstance(v, Tensor): v.copy_(state[p][k]) if p in state else v.zero_()
+        else:
+            opt.state.clear()
+            opt.state.update(state)
+
+# %% ../nbs/09_learner.ipynb #32a174ac
+_of_the_step = Autocast,L1Penalty,History
+
+@patch
+def _alone(self:CifarLearner, x, y, hypers=()):
+    "A step on the batch `x`,`y`, with `hypers` in the place of the optimizer's; what was predicted, and the loss"
+    cbs,groups = self.cbs,getattr(self.opt, 'opt', self.opt).param_groups
+    numbers = [{k: g[k] for k in h} for g,h in zip(groups, hypers)]
+    self.cbs,self.xb,self.yb = cbs.filter(risinstance(_of_the_step)),(x,),(y,)
+    for g,h in zip(groups, hypers): g.update(h)
+    try:
+        with self.autocast.ctx if hasattr(self, 'autocast') else nullcontext():
+            self('before_batch')
+            Learner._do_one_batch(self)
+    finally:
+        self.cbs = cbs
+        for g,h in zip(groups, numbers): g.update(h)
+    return self.pred.detach(),self.loss.detach()
+
+# %% ../nbs/09_learner.ipynb #d20bb258
+@patch
+def warm_up(self:CifarLearner):
+    'Within a fit, take a step with a batch of each size, record it where steps are to be recorded, and put everything back'
+    start,cuda = time.perf_counter(),next(self.model.parameters()).is_cuda
+    self._steps,self._moving = {},{'lr', *(k for cb in self._grab_cbs(ParamScheduler) for k in cb.scheds)}
+    sizes = self.progressive_resize.sizes if hasattr(self, 'progressive_resize') else ()
+    with self._put_back():
+        self.model.train()
+        self.training = True
+        b = self._set_device(self.dls.train.new().one_batch())  # of another loader, as a loader has random numbers of its own
+        x,y = (cast(o, Tensor) for o in b)
+        for s in {x.shape[-1], *(side for _,side in sizes)}:
+            small = x if s==x.shape[-1] else F.interpolate(x, size=(s,s)).contiguous(memory_format=torch.channels_last)
+            for _ in range(3 if cuda else 1): self._alone(small, y)
+            if self.with_graph: self._record(small, y)
+    if cuda: torch.cuda.synchronize()
+    self.warmup_seconds = time.perf_counter()-start
+
+# %% ../nbs/09_learner.ipynb #10171454
+@patch
+def fit(self:CifarLearner, *args, **kwargs):
+    "fastai's `fit`, with a warm-up before the first step, where that is worth anything"
+    self._cold,self.warmup_seconds = True,0.
+    try: Learner.fit(self, *args, **kwargs)
+    finally: self._steps,self._compiled = {},None
+
+@patch
+def _do_epoch_train(self:CifarLearner):
+    if self._cold and self.with_graph: self._check_graph()
+    with self._compiling() if self.with_compile else nullcontext():
+        if self._cold and (self.with_graph or self.with_compile or next(self.model.parameters()).is_cuda): self.warm_up()
+        self._cold = False
+        Learner._do_epoch_train(self)
+
+# %% ../nbs/09_learner.ipynb #73cfb12c
+@patch
+@contextmanager
+def _compiling(self:CifarLearner):
+    'The model is a compiled one, as long as this lasts'
+    from torch._dynamo import config,exc
+    try:
+        if not self._compiled:
+            self.model.compile(dynamic=False)
+            self._compiled = self.model._compiled_call_impl
+        vars(self.model)['_compiled_call_impl'] = self._compiled
+        with config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True): yield
+    except exc.FailOnRecompileLimitHit as e:
+        raise CifarFastError('torch.compile would have to compile this model more than 64 times: leave out --compile') from e
+    except Exception as e:
+        if not self._cold or isinstance(e, (CifarFastError,torch.OutOfMemoryError)): raise
+        why = f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
+        raise CifarFastError(f'torch.compile does not work here ({why}): leave out --compile') from e
+    finally: vars(self.model).pop('_compiled_call_impl', None)
+
+# %% ../nbs/09_learner.ipynb #0821b8dc
+@patch
+def _kind(self:CifarLearner):
+    'What a recorded step holds fast: the shape of the batch, the loss, and the hyper-parameters that no schedule moves'
+    return self.xb[0].shape,self.loss_func,*[v for h in self.opt.hypers for k,v in h.items() if k not in self._moving]
+
+@patch
+def _do_one_batch(self:CifarLearner):
+    step = self._steps.get(self._kind()) if self._steps and self.training else None
+    (step or partial(Learner._do_one_batch, self))()
+
+# %% ../nbs/09_learner.ipynb #cd21fcf0
+@patch
+def _check_graph(self:CifarLearner):
+    'Raise a `CifarFastError` where a step cannot be recorded'
+    within = [e for e in _batch_events if e not in ('before_batch','after_cancel_batch','after_batch')]
+    for cb in L(within).map(self.ordered_cbs).concat():
+        if cb.run_train and not isinstance(cb, _of_the_step):
+            raise CifarFastError(f'a CUDA graph repeats a step without asking {cb}, which has a part in it: leave out --graph')
+    if not isinstance(self.opt, OptimWrapper): raise CifarFastError("a CUDA graph needs one of PyTorch's optimizers: leave out --graph")
+    device = next(self.model.parameters()).device
+    if device.type!='cuda':
+        raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}: leave out --graph')
+
+# %% ../nbs/09_learner.ipynb #9a49eda6
+@patch
+def _record(self:CifarLearner, x, y):
+    'Record the step on batches like `x`,`y`'
+    x,y,groups = x.clone(),y.clone(),self.opt.opt.param_groups
+    moving = [self.opt.bwd_map[k] for k in self._moving]
+    hypers = [{k: torch.tensor(float(g[k]), device=x.device) for k in moving} for g in groups]
+    play = self._graphed(partial(self._alone, x, y, hypers))
+    def step():
+        for to,new in zip((x,y), (*self.xb,*self.yb)): to.copy_(new)
+        for g,h in zip(groups, hypers):
+            for k,t in h.items(): t.fill_(g[k])
+        self.pred,self.loss = (o.clone() for o in play())
+        self.loss_grad = self.loss
+    self._steps[self._kind()] = step
+
+@patch
+def _graphed(self:CifarLearner, step):
+    'What `step` does as a CUDA graph: a function that does it again, and returns the tensors of the first time'
+    graph,side = torch.cuda.CUDAGraph(),torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3): step()
+    try:
+        with torch.cuda.graph(graph, stream=side): out = step()
+    except RuntimeError as e: raise CifarFastError(f'a CUDA graph does not work here ({str(e).splitlines()[0]}): leave out --graph') from e
+    return lambda: (graph.replay(),out)[1]
+
+# %% ../nbs/09_learner.ipynb #ef2d073e
+def repeat_on_gpu(
+    exactly:bool # To the bit, or nearly and faster?
+):
+    'Set what decides whether trainings on a GPU repeat'
+    torch.backends.cudnn.benchmark,torch.backends.cudnn.deterministic = not exactly,exactly
+    torch.use_deterministic_algorithms(exactly)
+    if exactly: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without which cuBLAS would not repeat
 
 # %% ../nbs/09_learner.ipynb #545d1dc9
 @delegates(Learner.__init__)
@@ -253,20 +402,21 @@ def cifar_learner(
     precision:str='auto',       # 'auto' (bf16 where the device has instructions for it), 'fp32' or 'bf16'
     opt_func:Callable=None,     # Another optimizer in place of SGD
     compile:bool=False,         # Train with `torch.compile`
-    graph:bool=False,           # Train with CUDA graphs
+    graph:bool=False,           # Train with each step as one CUDA graph
+    deterministic:bool=False,   # On a GPU, let a seed repeat to the bit; on a CPU it does anyway
     cbs=None,                   # Further callbacks
     metrics=accuracy,           # Metrics of the validation set
     **kwargs                    # Passed on to `Learner`
-)->Learner: # With `History`, `ChannelsLast` and, where it is wanted, `Autocast`
+)->CifarLearner: # With `History`, `ChannelsLast` and, where it is wanted, `Autocast`
     'A `Learner` with Nesterov SGD, coupled weight decay, channels last and the precision that suits the device'
     check_fraction('label smoothing', label_smoothing)
     device = torch.device(getattr(dls, 'device', None) or 'cpu')
     precision = pick_precision(precision, device)
-    if device.type=='cuda': torch.backends.cudnn.benchmark,torch.backends.cudnn.deterministic = True,False
+    if device.type=='cuda': repeat_on_gpu(deterministic)
     our_cbs = [History(), ChannelsLast()] + ([Autocast(precisions[precision])] if precision!='fp32' else [])
-    our_cbs += [CompileModel()]*compile + [GraphModel()]*graph
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=label_smoothing), metrics=metrics, cbs=our_cbs+L(cbs),
-                    opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), wd=wd, moms=(mom,)*3, **kwargs)
+    learn = CifarLearner(dls, model, loss_func=CrossEntropy(label_smoothing=label_smoothing), metrics=metrics, cbs=our_cbs+L(cbs),
+                         opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), wd=wd, moms=(mom,)*3, **kwargs)
+    learn.with_compile,learn.with_graph = compile,graph
     if hasattr(learn, 'recorder'): learn.recorder.smooth_loss = SmoothLoss(learn.recorder.smooth_loss.beta)
     if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback).add_cb(Progress())
     return learn

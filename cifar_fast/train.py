@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
-import dataclasses,inspect,json,platform,statistics
+import dataclasses,inspect,json,platform,statistics,time
 from importlib.metadata import version
 from fastai.basics import *
 from fastai.callback.schedule import ParamScheduler
@@ -34,19 +34,21 @@ def recipe_learner(
     valid_pct:float=0.,    # Fraction of the training images kept apart for validation
     pipeline:str='device', # 'device': the images lie on the device and are augmented in batches; 'item': one by one, by Albumentations
     compile:bool=False,    # Train with `torch.compile`?
-    graph:bool=False,      # Train with CUDA graphs?
+    graph:bool=False,      # Train with each step as one CUDA graph?
+    deterministic:bool=False, # On a GPU, let a seed repeat to the bit, which takes longer? On a CPU it does anyway
     device:str|torch.device=None # Where to train; None: fastai's default device
 )->Learner: # Untrained; its validation set is the split, or the test set where there is none
     'The learner that `recipe` describes'
     r,device = recipe,pick_device(device)
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
-    dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, device=device, pipeline=pipeline)
+    val_bs = max(r.bs, 2000*32**2//images.train_x[0,...,0].size) if device.type=='cuda' else r.bs  # no gradients: there is room for more
+    dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline)
     model = get_model(r.model, n_classes=len(images.vocab), **r.model_args)
     if hasattr(model, 'whiten'):  # by some thousand training images of all classes
         items = dls.train.dataset.tls[0].items
         whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
     return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
-                         compile=compile, graph=graph, cbs=recipe_cbs(r, seed))
+                         compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed))
 
 # %% ../nbs/19_train.ipynb #aa0cd533
 def recipe_opt(
@@ -170,7 +172,8 @@ def final_results(self:Learner,
     "The run's final figures, each named for what it is; the model is left with the weights of the best epoch, where there is one"
     rows,steps = self.history.epochs,self.history.steps
     seconds,last = sum(r['train_s'] for r in rows),rows[-1]
-    res = dict(epochs=len(rows), train_seconds=seconds, images_per_second=len(steps)*self.dls.train.bs/seconds)
+    res = dict(epochs=len(rows), warmup_seconds=self.warmup_seconds, train_seconds=seconds, valid_seconds=sum(r['valid_s'] for r in rows),
+               images_per_second=len(steps)*self.dls.train.bs/seconds)
     if not run.config['valid_pct']: return dict(test_accuracy=last['valid_accuracy'], test_loss=last['valid_loss'], **res)
     best = max(rows, key=lambda r: r['valid_accuracy'])
     load_weights(self.model, run/'best.safetensors')
@@ -205,7 +208,9 @@ def finish_run(self:Learner,
     self.save_figures(run)
     if images.test_mask is not None: more['cam_localization'] = cam_localization(self, images)
     if run_recipe(run).tta:
+        start = time.perf_counter()
         with self.no_bar(): more['tta_accuracy'] = float(accuracy(*self.get_preds(test, cbs=FlipShiftTTA(), act=noop)))
+        more['tta_seconds'] = time.perf_counter()-start
     results = dict(self.final_results(run, preds), **more)  # last, as it may put the best weights in the place of the last
     with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
     return results

@@ -1,12 +1,16 @@
 "What makes a training faster changes nothing else"
 import os,shutil
+from collections import Counter
 import pytest,torch
+import torch.nn.functional as F
 from fastai.basics import Callback
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from cifar_fast.learner import CifarLearner
 from cifar_fast.data import load_images
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
-from cifar_fast.train import recipe_learner,train_recipe
+from cifar_fast.train import recipe_learner,resume_run,train_recipe
 
 def trained(folder, out, **how):
     "Weights and losses of two epochs of a small ResNet-9"
@@ -22,7 +26,104 @@ def test_compile(folder, tmp_path):
     assert compiled==pytest.approx(losses, abs=1e-4)
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-3, rtol=1e-3)
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+class CountOps(TorchDispatchMode):
+    "The operations that make something new, each a kernel on a GPU; views are free"
+    views = 'detach view permute t unsqueeze expand slice select alias split transpose _unsafe_view lift_fresh'.split()
+    def __init__(self):
+        super().__init__()
+        self.ops = Counter()
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        if (name := f.overloadpacket.__name__) not in self.views: self.ops[name] += 1
+        return f(*args, **(kwargs or {}))
+
+def small_learner(name, folder, **how):
+    r = get_recipe(name)
+    r = r.replace(bs=8, model_args=dict(r.model_args, **dict(width=4) if r.model=='resnet9' else {}))
+    return recipe_learner(r, load_images(folder, 32), device='cpu', precision='fp32', **how)
+
+def ops_by_hand(learn):
+    learn.model.train()
+    mode,batches = CountOps(),iter(learn.dls.train)
+    for _ in range(4):
+        mode.ops.clear()
+        with mode:
+            x,y = (o.as_subclass(torch.Tensor) for o in next(batches))
+            F.cross_entropy(learn.model(x), y, label_smoothing=learn.loss_func.func.label_smoothing).backward()
+            learn.opt.step()
+            learn.opt.zero_grad()
+    return mode.ops
+
+# the last on a CPU only, where it costs nothing
+around = Counter(clone=1, argmax=1, eq=1, sum=1, add_=1, lerp=1, div=2, _local_scalar_dense=1)
+
+@pytest.mark.parametrize('name, tricks', [('assignment',0),('speedrun',12),('fast',12)])
+def test_operations_of_a_step(folder, name, tricks):
+    "Beside what a loop by hand has: a copy of the loss, right answers counted, a running loss; and flips, small images and EMA"
+    learn,seen = small_learner(name, folder),[]
+    class Mark(Callback):
+        order,run_valid = -1000,False
+        def before_batch(self): seen.append(Counter(mode.ops))
+    with learn.no_bar(), learn.no_logging(), CountOps() as mode: learn.fit(1, .01, cbs=Mark())
+    step = seen[4]-seen[3]
+    more = step-ops_by_hand(learn)
+    if tricks: assert more.total()<=around.total()+tricks, more
+    else: assert more==around
+
+@pytest.mark.parametrize('name', ['assignment','speedrun','fast'])
+def test_warm_up_leaves_no_trace(folder, name):
+    "Weights, mean of the weights and history are bit-equal with and without"
+    class Rehearse(Callback):
+        def before_epoch(self): self.learn.warm_up()
+    def weights(*cbs):
+        learn = small_learner(name, folder)
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, .01, cbs=cbs)
+        return learn.model.state_dict(),learn.history.steps,torch.rand(2)
+    (a,steps,x),(b,others,y) = weights(),weights(Rehearse())
+    assert all(torch.equal(a[k], b[k]) for k in a) and steps==others and torch.equal(x, y)
+
+@pytest.mark.parametrize('name', ['assignment','fast'])
+def test_compiles_once_a_size(folder, monkeypatch, name):
+    "The warm-up compiles for each size of image what the training runs, and the validation nothing"
+    from torch._dynamo.testing import CompileCounterWithBackend
+    counter,seen,real = CompileCounterWithBackend('aot_eager'),[],torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend=counter, **kw))
+    class Look(Callback):
+        def before_train(self): seen.append(counter.frame_count)
+        after_epoch = before_train
+    learn = small_learner(name, folder, compile=True)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, .01, cbs=Look())
+    sizes = {32, *(s for _,s in learn.progressive_resize.sizes)} if name=='fast' else {32}
+    assert seen==[len(sizes)]*4 and learn.warmup_seconds>0
+
+def test_static_step(folder, tmp_path, monkeypatch):
+    "A run whose steps are taken as a graph would take them, and the same run as ever: bit-equal, and it resumes"
+    monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: step)
+    monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
+    a,losses = trained(folder, tmp_path/'plain')
+    b,static = trained(folder, tmp_path/'static', graph=True)
+    assert losses==static and all(torch.equal(a[k], b[k]) for k in a)
+    (tmp_path/'static'/'results.json').unlink()
+    res = resume_run(tmp_path/'static', quiet=True)
+    assert res['warmup_seconds']==0 and res['train_seconds']>0 and res['valid_seconds']>0
+
+def test_static_step_of_muon(folder, monkeypatch):
+    "The learning rate as a tensor, small images, flips and EMA: but for the rounding of the learning rate as without"
+    monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: step)
+    monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
+    def losses(**how):
+        learn = small_learner('fast', folder, **how)
+        with learn.no_bar(), learn.no_logging(): learn.fit_recipe(get_recipe('fast').replace(bs=8, epochs=1, lr=.01))
+        return [s['loss'] for s in learn.history.steps]
+    assert losses(graph=True)==pytest.approx(losses(), rel=1e-3)
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+
+@pytest.fixture
+def no_tf32(monkeypatch):
+    for o in (torch.backends.cudnn,torch.backends.cuda.matmul): monkeypatch.setattr(o, 'allow_tf32', False)
+
+@on_cuda
+@pytest.mark.usefixtures('no_tf32')
 @pytest.mark.parametrize('how', [dict(graph=True), dict(compile=True), dict(compile=True, graph=True)], ids=str)
 def test_on_cuda(folder, tmp_path, how):
     "Graphs replay what was recorded, compiled or not"
@@ -31,16 +132,25 @@ def test_on_cuda(folder, tmp_path, how):
     assert fast==pytest.approx(losses, abs=1e-3)
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-2, rtol=1e-2)
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
-def test_no_batch_waits_on_cuda(folder, tmp_path):
+@on_cuda
+def test_deterministic_on_cuda(folder, tmp_path):
+    "With the switch a seed repeats to the bit, as a graph too"
+    runs = [trained(folder, tmp_path/f'{i}', device='cuda', deterministic=True, graph=i>1) for i in range(4)]
+    torch.use_deterministic_algorithms(False)
+    for (a,_),(b,_) in ((runs[0],runs[1]),(runs[2],runs[3])): assert all(torch.equal(a[k], b[k]) for k in a)
+
+@on_cuda
+@pytest.mark.parametrize('graph', [False, True])
+@pytest.mark.parametrize('name', ['dawn10','assignment','speedrun','fast','s004'])
+def test_no_batch_waits_on_cuda(folder, name, graph):
     "PyTorch raises an error if anything between two batches waits for the GPU"
     class NoWaiting(Callback):
         order,run_valid = -100,False
         def before_batch(self):
             if self.iter==1: torch.cuda.set_sync_debug_mode('error')
         def after_train(self): torch.cuda.set_sync_debug_mode('default')
-    learn = recipe_learner(get_recipe('dawn10').replace(bs=8, model_args=dict(width=8)), load_images(folder), device='cuda')
+    learn = recipe_learner(get_recipe(name).replace(bs=8), load_images(folder, 32), device='cuda', graph=graph)
     try:
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=NoWaiting())
+        with learn.no_logging(): learn.fit(2, .01, cbs=NoWaiting())
     finally: torch.cuda.set_sync_debug_mode('default')
-    assert len(learn.history.steps)==9
+    assert len(learn.history.steps)==18 and learn.warmup_seconds>0
