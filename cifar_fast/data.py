@@ -4,14 +4,13 @@
 
 # %% ../nbs/02_data.ipynb #34a19ebe
 from __future__ import annotations
-import errno,hashlib,inspect,io,json,lzma,os,pickle,re,socket,stat,tarfile,zipfile,zlib
+import hashlib,inspect,json,os,re,socket,stat,tarfile,zipfile,zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache,partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
 from warnings import warn
 import numpy as np
 from fastcore.all import *
@@ -19,10 +18,13 @@ from torch.hub import download_url_to_file
 from tqdm import tqdm
 from .core import *
 from .shapes import shapes10
+from .pictures import *
 from .folders import *
+from .batches import *
+from .files import *
 
 # %% auto #0
-__all__ = ['ImageArrays', 'split_valid', 'load_images']
+__all__ = ['ImageArrays', 'load_images']
 
 # %% ../nbs/02_data.ipynb #9de90167
 @dataclass(repr=False, eq=False)
@@ -51,23 +53,6 @@ class ImageArrays:
         n,h,w,_ = self.train_x.shape
         return f'{self.name}: {n} training and {len(self.test_x)} test images of {h}×{w}, {len(self.vocab)} classes ({self.fingerprint})'
 
-# %% ../nbs/02_data.ipynb #e5717f07
-def split_valid(
-    y:np.ndarray,         # Labels, one for each image
-    valid_pct:float=.1,   # Fraction of every class to hold out, between 0 and 1
-    seed:int=42           # The same seed gives the same split
-)->tuple: # Indices of the training images, and of the validation images; int64, sorted
-    'Split images into training and validation, with the same fraction of every class'
-    if not 0<valid_pct<1: raise CifarFastError(f'valid_pct should lie between 0 and 1, not at {valid_pct}')
-    y,rng = np.asarray(y),np.random.default_rng(seed)
-    held = np.zeros(len(y), bool)
-    for c in np.unique(y):
-        idx = np.flatnonzero(y==c)
-        k = round(len(idx)*valid_pct)
-        if not 0<k<len(idx): raise CifarFastError(f'class {c} has {len(idx)} images: too few to hold out {valid_pct:.0%}')
-        held[rng.permutation(idx)[:k]] = True
-    return np.flatnonzero(~held),np.flatnonzero(held)
-
 # %% ../nbs/02_data.ipynb #b0c1d2e4
 @patch(as_prop=True)
 def own_pct(self:ImageArrays)->float:
@@ -85,300 +70,85 @@ def split(self:ImageArrays,
     check_value(valid_pct in (0,own), 'valid_pct', valid_pct, f'none: {self.name} has a validation split of its own, {own:.1%} of the training images')
     return [np.setdiff1d(np.arange(n), self.valid),self.valid]
 
-# %% ../nbs/02_data.ipynb #d90ca955
-_hidden = re.compile(r'(?i)(?:^|/)(?:\.|(?:__MACOSX|@eaDir|(?:eh)?Thumbs\.db|desktop\.ini)(?:/|$))')
-_most_files = 10**6
-
-def _walk(path):
-    'Yield name and status of each file below the folder `path`, and the name of each folder, with a slash, and None'
-    todo,n = [('',())],0
-    while todo:
-        folder,above = todo.pop()
-        s = os.stat(path/folder)
-        for f in os.scandir(path/folder):
-            name,n = folder+f.name,n+1
-            if n>_most_files: raise CifarFastError(f'{path} holds more than {_most_files:,} files: give the path of the data set in it')
-            if _hidden.search(f.name): continue
-            if f.is_file(): yield name,f.stat()
-            elif f.is_dir() and not any(os.path.samestat(os.stat(f.path), o) for o in (s,*above)):
-                yield name+'/',None
-                todo.append((name+'/',(s,*above)))
-
-# %% ../nbs/02_data.ipynb #8eeb7f7c
-_most = 8*2**30 # bytes
-
-def _entries(path):
-    'Yield `(name, size, plain, get)` for each entry of the .zip or .tar (plain, .gz, .bz2, .xz) at `path`'
-    if path.suffix.lower()=='.zip':
-        with zipfile.ZipFile(path) as z:
-            for m in z.infolist():
-                yield m.filename, m.file_size, stat.S_IFMT(m.external_attr>>16) in (0,stat.S_IFREG,stat.S_IFDIR), partial(z.read, m)
-    else:
-        with tarfile.open(path) as t:
-            while m := t.next():
-                yield m.name+'/'*m.isdir(), m.size, m.isdir() or (m.isreg() and not m.issparse()), lambda: t.extractfile(m).read()
-                t.members.clear()  # else it remembers them all: 60,000 take 100 MB
-            t.fileobj.seek(t.offset)
-            if t.fileobj.read(512)!=bytes(512): raise EOFError('its end is missing')
-            while rest := t.fileobj.read(2**20): yield '', len(rest), True, None
-
-# %% ../nbs/02_data.ipynb #6d58e37c
-def _refusal(name, plain, total, n):
-    'Why an archive with this entry is refused, after `n` entries of `total` bytes'
-    parts = name.replace('\\','/').split('/')
-    if name and parts[0]=='' or '..' in parts or re.match('[A-Za-z]:', name): return f'the entry {name!r}: it points outside the archive'
-    if not plain: return f'the entry {name!r}: it is a link or a device, not a file'
-    if total>_most: return f'an archive that holds more than {_most/2**30:g} GB'
-    if n>_most_files: return f'an archive of more than {_most_files:,} entries'
-
-def _archive_files(path, wanted):
-    'Yield name and bytes of each file in the archive at `path` whose name is `wanted`, and the names of all else, with None'
-    total = 0
-    try:
-        for n,(name,size,plain,get) in enumerate(_entries(path)):
-            total += size
-            if bad := _refusal(name, plain, total, n): raise CifarFastError(f'{path}: refusing {bad}')
-            parts = name.replace('\\','/').split('/')
-            tidy = '/'.join([*(p for p in parts[:-1] if p not in ('','.')), parts[-1]])  # a folder's ends in a slash
-            if tidy and not _hidden.search(tidy): yield tidy,get() if wanted(tidy) else None
-    # RuntimeError: a zip with a password
-    except (EOFError,OSError,RuntimeError,tarfile.TarError,zipfile.BadZipFile,lzma.LZMAError,zlib.error) as e:
-        raise CifarFastError(f'cannot read {path} as a .zip or .tar archive: {why(e)}. Is it damaged, or cut short?') from e
-
-# %% ../nbs/02_data.ipynb #114c98de
-_largest = 2**30 # bytes
-
-def _content(path):
-    'The bytes of a file'
-    if path.stat().st_size>_largest: raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    return path.read_bytes()
-
-def _folder_files(path, names):
-    'Yield each of `names` and the bytes of that file in the folder `path`, or the error'
-    def read(n):
-        try: return _content(path/n)
-        except OSError as e: return e
-    with ThreadPoolExecutor(8) as ex:
-        for some in chunked(names, 64): yield from zip(some, ex.map(read, some))
-
-# %% ../nbs/02_data.ipynb #b0c1d2e7
-_large,_ahead = 2**15,16 # bytes, files
-
-def _decoded(files, size):
-    'Yield what `files` does, with the picture in place of its bytes; not in order'
-    def decode(b, name):
-        try: return read_image(b, size, name)
-        except CifarFastError as e: return e.__cause__
-    with ThreadPoolExecutor() as ex:
-        jobs = deque()
-        for n,b in files:
-            if not isinstance(b, bytes) or not is_picture(n): yield n,b
-            elif len(b)<_large: yield n,decode(b, n)
-            else: jobs.append((n, ex.submit(decode, b, n)))
-            if len(jobs)>_ahead: yield (job := jobs.popleft())[0],job[1].result()
-        for n,job in jobs: yield n,job.result()
-
-# %% ../nbs/02_data.ipynb #b0c1d2ea
-def _with_test(items, where, test):
-    'The items, some of them the test, and a line if it was drawn: the fraction `test`, of every class'
-    have = {s for s,*_ in items}
-    if 'test' in have:
-        check_value(test is None, 'test', test, f'none: {where} has a test set of its own')
-        return items,[]
-    if 'valid' in have and test is None: return [('test' if s=='valid' else s,c,n) for s,c,n in items],[]
-    train,test = sorted(o for o in items if o[0]=='train'),test or .2
-    if not train: raise CifarFastError(f'{where} has no training images')
-    held = {train[i] for i in split_valid([c for _,c,_ in train], test)[1]}
-    return [('test',*o[1:]) if o in held else o for o in items],[
-        f'{where} has no test set: {len(held)} of {len(train)} images are kept apart as one, {test:.0%} of each class; --test .1 changes how many']
-
-# %% ../nbs/02_data.ipynb #b0c1d2eb
-def _check_alike(items, got, where):
-    'Raise a `CifarFastError` if the splits differ in their classes, or the pictures in size'
-    classes = {s: {c for s2,c,_ in items if s2==s} for s,*_ in items}
-    for s in [o for o in classes if o!='train']:
-        odd = [f"only in {o}: {', '.join(sorted(classes[o]-classes[p]))}" for o,p in [('train',s),(s,'train')] if classes[o]-classes[p]]
-        if odd: raise CifarFastError(f"the classes of train and {s} in {where} differ (images {'; '.join(odd)})")
-    n1 = items[0][2]
-    (h1,w1),side = got[n1].shape[:2],min(got[n1].shape[:2])
-    n = first(n for *_,n in items if got[n].shape[:2]!=(h1,w1))
-    if n: raise CifarFastError(f'the images in {where} differ in size: {printable(n1)} is {w1}×{h1} and {printable(n)} is '
-                               f'{got[n].shape[1]}×{got[n].shape[0]}. Resize them all with --size {side} (size={side} in Python)')
-
 # %% ../nbs/02_data.ipynb #b0c1d2ec
 def _readable(items, got, where, skip):
     'The items whose picture could be read, and a line about the others; a `CifarFastError` that names them all unless they shall be skipped'
-    bad = [n for *_,n in items if not isinstance(got[n], np.ndarray)]
-    if not bad: return items,[]
-    if skip and len(bad)<len(items):
-        return [o for o in items if isinstance(got[o[2]], np.ndarray)],[f'left out: {len(bad)} damaged images: {some_names(bad, 20)}']
+    good,bad = [o for o in items if isinstance(got[o[2]], np.ndarray)],sorted(n for *_,n in items if not isinstance(got[n], np.ndarray))
+    if not bad or skip and good: return good,told('damaged images, left out', bad, 20)
     if len(bad)==1: what,them = f'the image {where}/{printable(bad[0])}: {why(got[bad[0]])}','it'
     else: what,them = f"{len(bad)} images in {where}: {some_names([f'{n} ({why(got[n])})' for n in bad], 100)}",'them'
     raise CifarFastError(f'cannot read {what}. Replace {them} or take {them} out, or go on without {them} with --skip_broken')
 
 # %% ../nbs/02_data.ipynb #b0c1d2ed
-def _picture_arrays(items, got, where, how):
-    'The arrays by the names of the fields of `ImageArrays`, and what each image is called, of the decoded pictures in `got`'
-    items,damaged = _readable(items, got, where, how['skip_broken'])
-    items,drawn = _with_test(items, where, how['test'])
-    items = sorted(items, key=lambda o: (o[0]=='valid', *o))
-    _check_alike(items, got, where)
+def _picture_arrays(items, got, where, test=None, skip=False):
+    'The arrays by the names of the fields of `ImageArrays`, and the names of training and test images, of the decoded pictures in `got`'
+    items,damaged = _readable(items, got, where, skip)
+    items,drawn = settle_items(items, where, test)
+    n1 = items[0][2]
+    n = first(n for *_,n in items if got[n].shape!=got[n1].shape)
+    if n:
+        (h1,w1,_),(h,w,_) = got[n1].shape,got[n].shape
+        raise CifarFastError(f'the images in {where} differ in size: {printable(n1)} is {w1}×{h1} and {printable(n)} is {w}×{h}. '
+                             f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
     vocab = sorted({c for _,c,_ in items})
-    def part(split):
-        mine = [o for o in items if (o[0]=='test')==split]
-        return np.stack([got[n] for *_,n in mine]),np.array([vocab.index(c) for _,c,_ in mine], dtype=np.int64),[n for *_,n in mine]
-    (x,y,names),(tx,ty,tnames) = part(False),part(True)
-    k = sum(o[0]=='valid' for o in items)
-    return dict(train_x=x, train_y=y, test_x=tx, test_y=ty, vocab=vocab, valid=np.arange(len(y)-k, len(y)) if k else None,
-                notes=[*damaged,*drawn]),names,tnames
+    number,splits = {c: i for i,c in enumerate(vocab)},[s for s,*_ in items]
+    k,m = splits.index('test'),splits.count('train')
+    def part(o): return np.stack([got[n] for *_,n in o]),np.array([number[c] for _,c,_ in o], dtype=np.int64)
+    d = dict(zip(['train_x','train_y','test_x','test_y'], [*part(items[:k]),*part(items[k:])]), vocab=vocab, notes=[*damaged,*drawn])
+    return dict(d, valid=np.arange(m, k) if m<k else None),[n for *_,n in items[:k]],[n for *_,n in items[k:]]
 
 # %% ../nbs/02_data.ipynb #b0c1d2f0
 def _remarks(d, names, tnames):
     'Lines about images that are there twice and about uneven classes'
-    seen,classes = {},d['vocab']
+    seen,vocab,counts = {},d['vocab'],np.bincount(d['train_y'], minlength=len(d['vocab']))
     for test,xs,ys,ns in (False,d['train_x'],d['train_y'],names),(True,d['test_x'],d['test_y'],tnames):
-        for a,c,n in zip(xs, ys, ns): seen.setdefault(hashlib.sha1(a).digest(), []).append((test,classes[c],n))
+        for a,c,n in zip(xs, ys, ns): seen.setdefault(hashlib.sha1(a).digest(), []).append((test,vocab[c],n))
     again = [o for o in seen.values() if len(o)>1]
     both = [f'{n} = {o[0][2]}' for o in again if not o[0][0] for test,_,n in o if test]
     odd = [' = '.join(f'{n} ({c})' for _,c,n in o) for o in again if len({c for _,c,_ in o})>1]
-    counts = np.bincount(d['train_y'], minlength=len(classes))
     i,j = counts.argmax(),counts.argmin()
-    return [*([f'{len(both)} test images are training images, too: {some_names(both)}'] if both else []),
-            *([f'{len(odd)} images stand under more than one class: {some_names(odd)}'] if odd else []),
-            *([f'{classes[i]} has {counts[i]} training images, {classes[j]} only {counts[j]}: accuracy says little about the rare classes']
-              if counts[i]>=5*counts[j] else [])]
-
-# %% ../nbs/02_data.ipynb #a8bc7457
-_five = [f'data_batch_{i}' for i in range(1,6)]
-_kinds = [dict(train=_five, test=['test_batch'], names='batches.meta', key='label_names', y='labels'),
-          dict(train=['train'], test=['test'], names='meta', key='fine_label_names', y='fine_labels'),
-          dict(train=[f+'.bin' for f in _five], test=['test_batch.bin'], names='batches.meta.txt', y=0, n=1),  # n bytes before each row
-          dict(train=['train.bin'], test=['test.bin'], names='fine_label_names.txt', y=1, n=2)]
-_coarse = {1: dict(_kinds[1], key='coarse_label_names', y='coarse_labels'), 3: dict(_kinds[3], names='coarse_label_names.txt', y=0)}
-def _files_of(kind): return [*kind['train'],*kind['test'],kind['names']]
-_batch_names = {f for o in (*_kinds,*_coarse.values()) for f in _files_of(o)}
-
-def _find_batches(names, labels, where):
-    "The kind of CIFAR's batches in each folder that holds some"
-    have,kinds = {},_kinds
-    for n in names: have.setdefault(tuple(n.split('/')[:-1]), set()).add(n.rpartition('/')[2])
-    found = {d: k for d,o in have.items() for k in range(4) if len(o.intersection(_files_of(_kinds[k])))>1}
-    if labels!='coarse': return {d: _kinds[k] for d,k in found.items()}
-    if not {*found.values()} & {*_coarse}: raise CifarFastError(f"{where} is not CIFAR-100: there are no coarse labels")
-    return {d: _coarse[k] for d,k in found.items() if k in _coarse}
-
-# %% ../nbs/02_data.ipynb #9dcd8988
-class _Noted:
-    "Stands in for numpy's array and its dtype: what they were called with, and the state they were given"
-    def __init__(self, *args): self.args,self.state = args,None
-    def __setstate__(self, state): self.state = state
-
-_may_ask = {('numpy','ndarray'): _Noted, ('numpy','dtype'): _Noted, ('_codecs','encode'): str.encode,
-            **{(f'numpy.{o}.multiarray','_reconstruct'): _Noted for o in ('core','_core')}}
-
-# %% ../nbs/02_data.ipynb #3f2aa0f1
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module,name) not in _may_ask: raise CifarFastError(f'refusing to run {module}.{name}, which no CIFAR batch needs')
-        return _may_ask[module,name]
-
-def _unpickle(name, b):
-    "The dictionary in the bytes `b` of one of CIFAR's files; an array of bytes in it is one"
-    try:
-        d = _Unpickler(io.BytesIO(b), encoding='bytes').load()
-        d = {k.decode() if isinstance(k, bytes) else k: v for k,v in d.items()}
-        if isinstance(o := d.get('data'), _Noted) and o.state:
-            _,shape,dtype,fortran,pixels = o.state
-            if dtype.args[0] not in ('u1',b'u1'): raise CifarFastError(f'an array of type {dtype.args[0]!r} instead of bytes')
-            d['data'] = np.frombuffer(pixels, np.uint8).reshape(shape, order='F' if fortran else 'C')
-        return d
-    except Exception as e: raise CifarFastError(f'{name} is not a CIFAR batch: {why(e)}') from e
-
-# %% ../nbs/02_data.ipynb #b5cf94d1
-def _rows(name, b, kind):
-    'Rows and labels of the batch in the bytes `b`, as they stand there'
-    if 'n' not in kind: return (d := _unpickle(name, b)).get('data'),d.get(kind['y'])
-    a,n = np.frombuffer(b, np.uint8),kind['n']
-    if not len(a) or len(a)%(3072+n): raise CifarFastError(f'{name} is not a CIFAR batch: {len(a)} bytes are no rows of {3072+n}')
-    return (a := a.reshape(-1, 3072+n))[:,n:],a[:,kind['y']].tolist()
-
-def _pixels(name, b, vocab, kind):
-    'Images N×32×32×3 and labels of the batch in the bytes `b`'
-    (x,y),key = _rows(name, b, kind),kind['y'] if 'n' not in kind else 'its labels'
-    if not isinstance(x, np.ndarray): x = np.empty(0)
-    bad = (f"'data' should be N rows of 3072 bytes, and is {x.shape}" if x.shape[1:]!=(3072,) else
-           f'{key!r} should be a list of {len(x)} labels' if not isinstance(y, list) or len(y)!=len(x) else
-           f'{key!r} should be numbers from 0 to {len(vocab)-1}' if not all(type(o) is int and 0<=o<len(vocab) for o in y) else None)
-    if bad: raise CifarFastError(f'{name} is not a CIFAR batch: {bad}')
-    return np.ascontiguousarray(x.reshape(-1,3,32,32).transpose(0,2,3,1)),np.array(y, dtype=np.int64)
-
-# %% ../nbs/02_data.ipynb #99e1b844
-def _class_names(name, b, kind):
-    "The names in one of CIFAR's files"
-    if 'n' in kind: vocab = [o for o in b.splitlines() if o.strip()]
-    else: vocab = _unpickle(name, b).get(kind['key'])
-    if not isinstance(vocab, list) or not vocab or not all(isinstance(v, (bytes,str)) for v in vocab):
-        raise CifarFastError(f"{name} should hold the names of the classes{' as '+repr(kind['key'])*('n' not in kind)}")
-    return [printable(v.decode(errors='surrogateescape') if isinstance(v, bytes) else v).strip() for v in vocab]
-
-def _batch_arrays(files, root, kind, where, size):
-    "The arrays by the names of the fields of `ImageArrays`, and what each image is called, from CIFAR's batches in `files`, name → bytes"
-    root = '/'.join([*root,''])
-    lost = [f for f in _files_of(kind) if root+f not in files]
-    if lost: raise CifarFastError(f"{where} lacks {', '.join(lost)} of CIFAR's batches")
-    def named(f): return f'{where}/{root}{f}',files.pop(root+f)
-    d = dict(vocab=_class_names(*named(kind['names']), kind), notes=[])
-    for split in 'train','test':
-        xs,ys = zip(*(_pixels(*named(f), d['vocab'], kind) for f in kind[split]))
-        if size not in (None,32): xs = [np.stack([image_array(o, size) for o in x]) for x in xs]
-        d[split+'_x'],d[split+'_y'] = [np.concatenate(o) if len(o)>1 else o[0] for o in (xs,ys)]  # CIFAR-100 is one batch of 150 MB: no copy
-    return d,*([f'{s} image {i}' for i in range(len(d[s+'_y']))] for s in ('train','test'))
+    uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy says little about the rare ones'
+    return [*told('test images that are training images, too', both), *told('images that stand under several classes', odd),
+            *([uneven] if counts[i]>=5*counts[j] else [])]
 
 # %% ../nbs/02_data.ipynb #b0c1d2f5
-class _Plan(NamedTuple):
-    'What to read: items, or batches of a kind; the names of their files; lines to say'
-    items:list
-    files:list
-    notes:list
-    root:tuple=()
-    kind:dict=None
-
 def _plan(names, where, how):
-    'What is to be read, by the names of all files'
-    if how['table'] is not None: items,notes = label_items(names, read_labels(how['table'], how['labels']), how['labels'], how['skip_broken'])
-    else:
-        batches,pics = _find_batches(names, how['labels'], where),{data_root(n) for n in names if is_picture(n)}-{None}
-        root = one_root(pics|batches.keys(), where) if pics or batches else None
-        if batches and root not in pics:
-            files = {'/'.join([*root,f]) for f in _files_of(batches[root])}
-            return _Plan([], sorted(files.intersection(names)), [], root, batches[root])
-        items,notes = find_items(names, where, root)
-    return _Plan(items, [n for *_,n in items], notes)
+    "What the names of all files say is to be read: items, lines, the names of the files, and root and kind of CIFAR's batches"
+    if how['table'] is not None:
+        items,notes = label_items(names, read_labels(how['table'], how['labels']), how['labels'], how['skip_broken'])
+        return items,notes,[n for *_,n in items],None
+    batches,pics = find_batches(names, how['labels']=='coarse'),{data_root(n) for n in names if is_picture(n)}-{None}
+    check_value(batches or how['labels']!='coarse', 'labels', how['labels'], f'a table: {where} is not CIFAR-100')
+    root = one_root(pics|batches.keys(), where) if pics or batches else None
+    if batches and root not in pics:
+        files = {'/'.join([*root,f]) for f in batches[root]['files']}
+        return [],[],sorted(files.intersection(names)),(root,batches[root])
+    items,notes = find_items(names, where, root)
+    return items,notes,[n for *_,n in items],None
 
 # %% ../nbs/02_data.ipynb #1306095a
 def _read(path, size, how, plan=None):
     'The arrays in the folder or archive at `path`, by the names of the fields of `ImageArrays`; without a plan it is an archive'
-    got,names,total,inside = {},[],0,_batch_names if how['labels'] in (None,'coarse') else {Path(how['labels']).name}
-    def wanted(n): return is_picture(n) or n.rpartition('/')[2] in inside
-    files = _folder_files(path, plan.files) if plan else _archive_files(path, wanted)
-    for n,o in tqdm(_decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, leave=False):
+    got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and Path(how['labels']).name
+    def wanted(n): return is_picture(n) or n.rpartition('/')[2] in ([table] if table else batch_names)
+    files = read_folder(path, plan[2]) if plan else read_archive(path, wanted)
+    for n,o in tqdm(decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, leave=False):
         names.append(n)
         if o is not None: got[n] = o
         total += getattr(o, 'nbytes', 0)
-        if total>_most: raise CifarFastError(f'the images in {path} take more than {_most/2**30:g} GB of memory: make them smaller with --size')
-    if not plan:
-        if inside is not _batch_names and how['table'] is None:
-            table = first(n for n in got if n.rpartition('/')[2] in inside)
-            if not table: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
-            how = dict(how, table=got[table])
-        plan = _plan(names, path, how)
-    if not plan.kind: d,*called = _picture_arrays(plan.items, got, path, how)
+        if total>most_bytes: raise CifarFastError(f'the images in {path} take more than {most_bytes/2**30:g} GB of memory: make them smaller with --size')
+    if table and how['table'] is None:
+        how = dict(how, table=first(o for n,o in got.items() if n.rpartition('/')[2]==table))
+        if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
+    items,notes,_,batches = plan or _plan(names, path, how)
+    if not batches: d,*called = _picture_arrays(items, got, path, how['test'], how['skip_broken'])
     else:
         check_value(how['test'] is None, 'test', how['test'], f'none: {path} has a test set of its own')
-        for o in got.values():
-            if isinstance(o, OSError): raise o
-        d,*called = _batch_arrays(got, plan.root, plan.kind, path, size)
-    return dict(d, notes=[*plan.notes,*d['notes'],*_remarks(d, *called)])
+        for e in got.values(): # a file that cannot be read
+            if isinstance(e, OSError): raise e
+        d = batch_arrays(got, *batches, path, size)
+        called = [[f'{s} image {i}' for i in range(len(d[f'{s}_y']))] for s in ('train','test')]
+    return dict(d, notes=[*notes,*d.get('notes', []),*_remarks(d, *called)])
 
 # %% ../nbs/02_data.ipynb #b9926213
 _cifar10_url = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
@@ -387,7 +157,7 @@ _timeout = 30 # seconds without a byte
 
 def _key(path):
     'The SHA-256 of a file'
-    if path.stat().st_size>_most: raise CifarFastError(f'{path}: refusing an archive of more than {_most/2**30:g} GB')
+    if path.stat().st_size>most_bytes: raise CifarFastError(f'{path}: refusing an archive of more than {most_bytes/2**30:g} GB')
     with open(path,'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _fetch_cifar10(path):
@@ -405,22 +175,19 @@ def _fetch_cifar10(path):
     finally: socket.setdefaulttimeout(timeout)
 
 # %% ../nbs/02_data.ipynb #b0c1d2f6
-def _table(labels, path):
-    'The content of the table `labels`: a file here or in the folder `path`; None if it can only be in the archive `path`'
-    if labels in (None,'coarse'): return
-    for f in Path(labels).expanduser(),path/labels:
-        if f.is_file(): return _content(f)
-    if path.is_dir(): raise CifarFastError(f'no table of labels {labels}, neither here nor in {path}')
-
 def _found(path, how):
     'The key of the folder or archive at `path`, and a function that reads it, of `size`'
-    how = dict(how, table=_table(how['labels'], path))
+    how = dict(how, table=None)
+    if how['labels'] not in (None,'coarse'):
+        f = first(o for o in (Path(how['labels']).expanduser(),path/how['labels']) if o.is_file())
+        if f: how['table'] = f.read_bytes()
+        elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
     if path.is_file(): plan,key = None,_key(path)
     else:
-        files = dict(tqdm(_walk(path), desc=f'looking through {path.name}', unit=' files', delay=3, leave=False))
+        files = dict(tqdm(walk_folder(path), desc=f'looking through {path.name}', unit=' files', delay=3, leave=False))
         plan = _plan(list(files), path, how)
-        rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n in plan.files for s in [files[n]])
-        key = hashlib.sha256(json.dumps([rows,plan.notes]).encode()).hexdigest()
+        rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n in plan[2] for s in [files[n]])
+        key = hashlib.sha256(json.dumps([rows,plan[1]]).encode()).hexdigest()
     if any(how.values()): key = hashlib.sha256((key+repr(how)).encode()).hexdigest()
     return key,lambda size: _read(path, size, how, plan)
 
@@ -443,7 +210,7 @@ def _source(data, cache, how):
 
 # %% ../nbs/02_data.ipynb #b0c1d2f7
 def _remembered(entry, name):
-    'The data set in a file of the cache; None if there is none, half of one, another one, or another program\'s'
+    "The data set in a file of the cache; None if there is none, half of one, another one, or another program's"
     if not entry.is_file(): return
     try:
         with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
@@ -452,18 +219,10 @@ def _remembered(entry, name):
         return ims if ims.fingerprint==was else None
     except Exception: return
 
-def _remember(entry, ims):
-    'Keep the data set in a file of the cache'
-    d = {k: v for k,v in vars(ims).items() if k!='name' and v is not None}
-    try:
-        with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **dict(d, notes=np.array(ims.notes, dtype=str)))
-    except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
-
 # %% ../nbs/02_data.ipynb #36fab780
 _version = 3 # of the cache's format and of everything that decides a pixel
 
-@cache
-def _say(line): print(line)  # once, however often the data are loaded
+_say = cache(print)  # each line once, however often the data are loaded
 
 def load_images(
     data:str|Path='cifar10', # 'cifar10', 'shapes10', or the path of a folder or archive (.zip, .tar, .tar.gz, .tgz, .tar.xz)
@@ -481,7 +240,12 @@ def load_images(
         name,key,read = _source(data, cache, dict(test=test, labels=labels and str(labels), skip_broken=skip_broken))
         entry = cache/f"{key[:24]}-{size or 'as-is'}-v{_version}.npz"
         ims = _remembered(entry, name)
-        if not ims: _remember(entry, ims := ImageArrays(**read(size), name=name))
+        new = None if ims else ImageArrays(**read(size), name=name)
     except OSError as e: raise CifarFastError(f'cannot read {e.filename or data}: {e.strerror}') from e
-    for o in ims.notes: _say(o)
-    return ims
+    if new:
+        d = {k: v for k,v in vars(new).items() if k!='name' and v is not None}
+        try:
+            with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **dict(d, notes=np.array(new.notes, dtype=str)))
+        except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
+    for o in (ims or new).notes: _say(o)
+    return ims or new
