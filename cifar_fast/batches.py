@@ -47,6 +47,7 @@ class _Unpickler(pickle.Unpickler):
         if (module,name) not in _may_ask: raise CifarFastError(f'refusing to run {module}.{name}, which no CIFAR batch needs')
         return _may_ask[module,name]
 
+# %% ../nbs/01c_batches.ipynb #b0c1d50a
 def _unpickle(name, b):
     "The dictionary in the bytes `b` of one of CIFAR's files; an array of bytes in it is one"
     try:

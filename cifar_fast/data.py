@@ -59,6 +59,7 @@ def own_pct(self:ImageArrays)->float:
     'The fraction of the training images that the data set itself keeps for validation'
     return 0. if self.valid is None else len(self.valid)/len(self.train_y)
 
+# %% ../nbs/02_data.ipynb #b0c1d50b
 @patch
 def split(self:ImageArrays,
     valid_pct:float=0., # Fraction of every class to hold out for validation; 0: none but what the data set itself keeps for it
@@ -140,13 +141,14 @@ def _read(path, size, how, plan=None):
     if table and how['table'] is None:
         how = dict(how, table=first(o for n,o in got.items() if n.rpartition('/')[2]==table))
         if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
-    items,notes,_,batches = plan or _plan(names, path, how)
-    if not batches: d,*called = _picture_arrays(items, got, path, how['test'], how['skip_broken'])
+    where = printable(path)
+    items,notes,_,batches = plan or _plan(names, where, how)
+    if not batches: d,*called = _picture_arrays(items, got, where, how['test'], how['skip_broken'])
     else:
-        check_value(how['test'] is None, 'test', how['test'], f'none: {path} has a test set of its own')
+        check_value(how['test'] is None, 'test', how['test'], f'none: {where} has a test set of its own')
         for e in got.values(): # a file that cannot be read
             if isinstance(e, OSError): raise e
-        d = batch_arrays(got, *batches, path, size)
+        d = batch_arrays(got, *batches, where, size)
         called = [[f'{s} image {i}' for i in range(len(d[f'{s}_y']))] for s in ('train','test')]
     return dict(d, notes=[*notes,*d.get('notes', []),*_remarks(d, *called)])
 
@@ -155,11 +157,13 @@ _cifar10_url = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 _cifar10_sha256 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
 _timeout = 30 # seconds without a byte
 
+# %% ../nbs/02_data.ipynb #b0c1d50c
 def _key(path):
     'The SHA-256 of a file'
     if path.stat().st_size>most_bytes: raise CifarFastError(f'{path}: refusing an archive of more than {most_bytes/2**30:g} GB')
     with open(path,'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+# %% ../nbs/02_data.ipynb #b0c1d50d
 def _fetch_cifar10(path):
     'Download the archive of CIFAR-10 to `path` unless it is there, whole'
     if path.is_file() and _key(path)==_cifar10_sha256: return
@@ -181,11 +185,11 @@ def _found(path, how):
     if how['labels'] not in (None,'coarse'):
         f = first(o for o in (Path(how['labels']).expanduser(),path/how['labels']) if o.is_file())
         if f: how['table'] = f.read_bytes()
-        elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
+        elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {printable(path)}")
     if path.is_file(): plan,key = None,_key(path)
     else:
         files = dict(tqdm(walk_folder(path), desc=f'looking through {path.name}', unit=' files', delay=3, leave=False))
-        plan = _plan(list(files), path, how)
+        plan = _plan(list(files), printable(path), how)
         rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n in plan[2] for s in [files[n]])
         key = hashlib.sha256(json.dumps([rows,plan[1]]).encode()).hexdigest()
     if any(how.values()): key = hashlib.sha256((key+repr(how)).encode()).hexdigest()
@@ -204,7 +208,7 @@ def _source(data, cache, how):
         return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or _found(path, how)[1](size)
     path = Path(data).expanduser()
     if not (path.is_dir() or path.is_file()):
-        raise CifarFastError(f'no folder or archive {data}, and no built-in data set of that name: those are cifar10 and shapes10')
+        raise CifarFastError(f'no folder or archive {printable(data)}, and no built-in data set of that name: those are cifar10 and shapes10')
     name = path.resolve().name
     return printable(re.sub(r'(\.tar)?\.\w+$', '', name) if path.is_file() else name),*_found(path, how)
 

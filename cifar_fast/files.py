@@ -16,10 +16,13 @@ from .pictures import *
 # %% auto #0
 __all__ = ['most_bytes', 'walk_folder', 'read_archive', 'read_folder', 'decoded']
 
-# %% ../nbs/01d_files.ipynb #d90ca955
+# %% ../nbs/01d_files.ipynb #c0c1d606
 _hidden = re.compile(r'(?i)(?:^|/)(?:\.|(?:__MACOSX|@eaDir|(?:eh)?Thumbs\.db|desktop\.ini)(?:/|$))')
+
+# %% ../nbs/01d_files.ipynb #c0c1d608
 _most_files = 10**6
 
+# %% ../nbs/01d_files.ipynb #d90ca955
 def walk_folder(
     path:Path # A folder
 ):
@@ -38,8 +41,6 @@ def walk_folder(
                 todo.append((name+'/',(s,*above)))
 
 # %% ../nbs/01d_files.ipynb #8eeb7f7c
-most_bytes = 8*2**30 # bytes
-
 def _entries(path):
     'Yield `(name, size, plain, get)` for each entry of the .zip or .tar (plain, .gz, .bz2, .xz) at `path`'
     if path.suffix.lower()=='.zip':
@@ -54,6 +55,9 @@ def _entries(path):
             t.fileobj.seek(t.offset)
             if t.fileobj.read(512)!=bytes(512): raise EOFError('its end is missing')
             while rest := t.fileobj.read(2**20): yield '', len(rest), True, None
+
+# %% ../nbs/01d_files.ipynb #c0c1d609
+most_bytes = 8*2**30
 
 # %% ../nbs/01d_files.ipynb #6d58e37c
 def read_archive(
@@ -77,9 +81,11 @@ def read_archive(
     except (EOFError,OSError,RuntimeError,tarfile.TarError,zipfile.BadZipFile,lzma.LZMAError,zlib.error) as e:
         raise CifarFastError(f'cannot read {path} as a .zip or .tar archive: {why(e)}. Is it damaged, or cut short?') from e
 
-# %% ../nbs/01d_files.ipynb #114c98de
-_largest = 2**30 # bytes
+# %% ../nbs/01d_files.ipynb #c0c1d60a
+_largest = 2**30     # bytes of one file
+_large,_ahead = 2**15,16 # bytes of a picture for a thread, pictures ahead
 
+# %% ../nbs/01d_files.ipynb #114c98de
 def read_folder(
     path:Path, # A folder
     names:list # Of files in it
@@ -94,8 +100,6 @@ def read_folder(
         for some in chunked(names, 64): yield from zip(some, ex.map(read, some))
 
 # %% ../nbs/01d_files.ipynb #b0c1d2e7
-_large,_ahead = 2**15,16 # bytes, files
-
 def decoded(
     files,        # What `read_folder` or `read_archive` gives
     size:int=None # Resize to this many pixels a side; None: leave them

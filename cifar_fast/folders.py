@@ -194,7 +194,7 @@ def settle_items(
         train,test = sorted(o for o in items if o[0]=='train'),test or .2
         held = {train[i] for i in split_valid([c for _,c,_ in train], test)[1]}
         items = [('test',*o[1:]) if o in held else o for o in items]
-        notes = [f'{where} has no test set: {len(held)} of {len(train)} images are kept apart as one, {test:.0%} of each class; '
+        notes = [f'no test set: {len(held)} of {len(train)} images are kept apart as one, {test:.0%} of each class; '
                  '--test .1 changes how many']
     for s in {o[0] for o in items}-{'train'}:
         mine,theirs = ({c for s2,c,_ in items if s2==o} for o in ('train',s))
