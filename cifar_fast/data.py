@@ -251,5 +251,5 @@ def load_images(
         try:
             with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **dict(d, notes=np.array(new.notes, dtype=str)))
         except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
-    for o in (ims or new).notes: _say(o)
+    for o in (ims or new).notes: _say(f'{name}: {o}')
     return ims or new

@@ -5,7 +5,6 @@
 # %% ../nbs/01b_folders.ipynb #a0c1d412
 from __future__ import annotations
 import csv,io,os
-from collections import Counter
 import numpy as np
 from fastcore.all import *
 from .core import *
@@ -86,8 +85,8 @@ def _left_out(names, items, depth):
         if n[-1]=='/': empty |= {p[-1]} - known if len(p)==depth else set()
         elif is_picture(n): loose.append(n)
         elif len(p)>depth: odd.append(n)
-    ends = Counter(os.path.splitext(n)[1].lower() or 'no suffix' for n in odd).most_common()
-    return [*told(f"files that are no pictures, left out, {', '.join(f'{v} {k}' for k,v in ends)}", odd),
+    ends = ', '.join(sorted({os.path.splitext(n)[1].lower() or 'without a suffix' for n in odd}))
+    return [*told(f'files that are no pictures ({printable(ends)}), left out', odd),
             *told('pictures in no class folder, left out', loose), *told('classes without a picture, left out', sorted(empty), 20)]
 
 # %% ../nbs/01b_folders.ipynb #a0c1d302

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from cifar_fast import data
+from cifar_fast import data,files
 from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
 from cifar_fast.shapes import Shapes10
@@ -118,7 +118,7 @@ def test_large_files_are_read_by_threads(tmp_path):
     big = rng.integers(0, 256, (3,120,160,3), dtype=np.uint8)
     for split in 'train','test':
         for c in vocab:
-            for i,a in enumerate(big): assert put(d/split/c/f'{i}.png', png(a)).stat().st_size>data._large
+            for i,a in enumerate(big): assert put(d/split/c/f'{i}.png', png(a)).stat().st_size>files._large
     o = load(d, tmp_path)
     np.testing.assert_array_equal(o.train_x, np.concatenate([big,big]))
     f = shutil.make_archive(tmp_path/'big', 'zip', d)
@@ -177,7 +177,8 @@ def test_no_train(tmp_path):
 def test_no_test(tmp_path):
     d = folder(tmp_path/'in')
     shutil.rmtree(d/'test')
-    refused(d, tmp_path, 'no test, valid or val')
+    o = load(d, tmp_path)
+    assert (len(o.train_x),len(o.test_x))==(8,2) and o.notes==['no test set: 2 of 10 images are kept apart as one, 20% of each class; --test .1 changes how many']
 
 @pytest.mark.parametrize('fmt', [None,'zip','tar'])
 def test_class_without_images(fmt, tmp_path):
@@ -219,8 +220,8 @@ def test_unreadable(tmp_path):
 
 def test_file_that_vanishes(tmp_path, monkeypatch):
     d = folder(tmp_path/'in')
-    stats = list(data._stats(d))
-    monkeypatch.setattr(data, '_stats', lambda path: stats)
+    found = list(data.walk_folder(d))
+    monkeypatch.setattr(data, 'walk_folder', lambda path: found)
     (d/'train/cow/05.png').unlink()
     refused(d, tmp_path, 'cannot read', 'train/cow/05.png: No such file')
 
@@ -326,7 +327,7 @@ def test_link_in_zip(tmp_path):
     refused(tmp_path/'a.zip', tmp_path, "'train/bee/2.png'", 'link or a device')
 
 def test_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, '_most', 2**20)
+    monkeypatch.setattr(files, 'most_bytes', 2**20)
     big = 'train/bee/2.png',dict(size=2**20)
     refused(tar(tmp_path/'a.tgz', good, big), tmp_path, 'a.tgz', 'more than')
     assert (tmp_path/'a.tgz').stat().st_size<2**13
