@@ -133,7 +133,7 @@ def _read(path, size, how, plan=None):
     got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and Path(how['labels']).name
     def wanted(n): return is_picture(n) or n.rpartition('/')[2] in ([table] if table else batch_names)
     files = read_folder(path, plan[2]) if plan else read_archive(path, wanted)
-    for n,o in tqdm(decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, leave=False):
+    for n,o in tqdm(decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, mininterval=1, leave=False):
         names.append(n)
         if o is not None: got[n] = o
         total += getattr(o, 'nbytes', 0)
@@ -188,7 +188,7 @@ def _found(path, how):
         elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {printable(path)}")
     if path.is_file(): plan,key = None,_key(path)
     else:
-        files = dict(tqdm(walk_folder(path), desc=f'looking through {path.name}', unit=' files', delay=3, leave=False))
+        files = dict(tqdm(walk_folder(path), desc=f'looking through {path.name}', unit=' files', delay=3, mininterval=1, leave=False))
         plan = _plan(list(files), printable(path), how)
         rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n in plan[2] for s in [files[n]])
         key = hashlib.sha256(json.dumps([rows,plan[1]]).encode()).hexdigest()
