@@ -4,11 +4,9 @@
 
 # %% ../nbs/02_data.ipynb #34a19ebe
 from __future__ import annotations
-import hashlib,inspect,json,os,re,socket,stat,tarfile,zipfile,zlib
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+import hashlib,inspect,json,os,re,socket
 from dataclasses import dataclass
-from functools import cache,partial
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from warnings import warn
@@ -68,12 +66,12 @@ def split(self:ImageArrays,
     'The split of the training images'
     n,own = len(self.train_y),self.own_pct
     if not own: return [*split_valid(self.train_y, valid_pct, seed)] if valid_pct else [np.arange(n)]
-    check_value(valid_pct in (0,own), 'valid_pct', valid_pct, f'none: {self.name} has a validation split of its own, {own:.1%} of the training images')
+    check_value(valid_pct in (0,own), 'valid_pct', valid_pct, f'none: {self.name} has a validation split of its own, {own:.1%} of them')
     return [np.setdiff1d(np.arange(n), self.valid),self.valid]
 
 # %% ../nbs/02_data.ipynb #b0c1d2ec
 def _readable(items, got, where, skip):
-    'The items whose picture could be read, and a line about the others; a `CifarFastError` that names them all unless they shall be skipped'
+    'The items whose picture could be read, and a line about the others; a `CifarFastError` that names these unless they shall be skipped'
     good,bad = [o for o in items if isinstance(got[o[2]], np.ndarray)],sorted(n for *_,n in items if not isinstance(got[n], np.ndarray))
     if not bad or skip and good: return good,told('damaged images, left out', bad, 20)
     if len(bad)==1: what,them = f'the image {where}/{printable(bad[0])}: {why(got[bad[0]])}','it'
@@ -108,7 +106,7 @@ def _remarks(d, names, tnames):
     both = [f'{n} = {o[0][2]}' for o in again if not o[0][0] for test,_,n in o if test]
     odd = [' = '.join(f'{n} ({c})' for _,c,n in o) for o in again if len({c for _,c,_ in o})>1]
     i,j = counts.argmax(),counts.argmin()
-    uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy says little about the rare ones'
+    uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy hides the rare ones'
     return [*told('test images that are training images, too', both), *told('images that stand under several classes', odd),
             *([uneven] if counts[i]>=5*counts[j] else [])]
 
@@ -137,7 +135,8 @@ def _read(path, size, how, plan=None):
         names.append(n)
         if o is not None: got[n] = o
         total += getattr(o, 'nbytes', 0)
-        if total>most_bytes: raise CifarFastError(f'the images in {path} take more than {most_bytes/2**30:g} GB of memory: make them smaller with --size')
+        if total>most_bytes:
+            raise CifarFastError(f'the images in {path} take more than {most_bytes/2**30:g} GB of memory: make them smaller with --size')
     if table and how['table'] is None:
         how = dict(how, table=first(o for n,o in got.items() if n.rpartition('/')[2]==table))
         if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
@@ -208,7 +207,8 @@ def _source(data, cache, how):
         return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or _found(path, how)[1](size)
     path = Path(data).expanduser()
     if not (path.is_dir() or path.is_file()):
-        raise CifarFastError(f'no folder or archive {printable(data)}, and no built-in data set of that name: those are cifar10 and shapes10')
+        raise CifarFastError(f'no folder or archive {printable(data)}, '
+                             'and no built-in data set of that name: those are cifar10 and shapes10')
     name = path.resolve().name
     return printable(re.sub(r'(\.tar)?\.\w+$', '', name) if path.is_file() else name),*_found(path, how)
 

@@ -70,7 +70,8 @@ def read_archive(
         for n,(name,size,plain,get) in enumerate(_entries(path)):
             total += size
             parts = name.replace('\\','/').split('/')
-            bad = (f'the entry {name!r}: it points outside the archive' if name and not parts[0] or '..' in parts or re.match('[A-Za-z]:', name) else
+            outside = name and not parts[0] or '..' in parts or re.match('[A-Za-z]:', name)
+            bad = (f'the entry {name!r}: it points outside the archive' if outside else
                    f'the entry {name!r}: it is a link or a device, not a file' if not plain else
                    f'an archive that holds more than {most_bytes/2**30:g} GB' if total>most_bytes else
                    f'an archive of more than {_most_files:,} entries' if n>_most_files else None)

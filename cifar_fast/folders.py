@@ -44,7 +44,8 @@ def _split_items(pics, root, where):
     for n in pics:
         p = n.split('/')
         if len(p)<k+3 or tuple(p[:k])!=root or not (s := _split_of(p[k])): continue
-        if dirs.setdefault(s, p[k])!=p[k]: raise CifarFastError(f'{where} has two folders for one split, {dirs[s]} and {p[k]}: take one out')
+        twin = dirs.setdefault(s, p[k])
+        if twin!=p[k]: raise CifarFastError(f'{where} has two folders for one split, {twin} and {p[k]}: take one out')
         items.append((s,p[k+1],n))
     return items
 
@@ -70,8 +71,8 @@ def _flat_items(pics, root, where):
     if len(inner)<2 or all(map(_split_of, inner)):
         raise CifarFastError(f'no data set in {where}: its {len(pics)} pictures lie in no folders by class. Make such folders, {hint}')
     if all(len(o)>1 and '' not in o for o in inner.values()):
-        raise CifarFastError(f"{'/'.join((where,*root))} holds folders of folders, {some_names(sorted(inner))}: several data sets? Give the path "
-                             f'of one. Classes? Move their pictures up, {hint}')
+        raise CifarFastError(f"{'/'.join((where,*root))} holds folders of folders, {some_names(sorted(inner))}: several data sets? "
+                             f'Give the path of one. Classes? Move their pictures up, {hint}')
     return items
 
 # %% ../nbs/01b_folders.ipynb #a0c1d2fe
@@ -99,14 +100,15 @@ def find_items(
     pics = [n for n in names if is_picture(n)]
     held = first(o for n in pics for o in n.split('/')[:-2] if _split_of(o)) if root is None else None
     if held or not pics:
-        raise CifarFastError(f'no data set in {where}: expected pictures in train/<class>/ and test/<class>/ (or valid, val), or in <class>/, '
-                             f"or CIFAR's batches" + (f'. There is a folder {held} and none called train' if held else ''))
+        raise CifarFastError(f'no data set in {where}: expected pictures in train/<class>/ and test/<class>/ (or valid, val), '
+                             "or in <class>/, or CIFAR's batches" + (f'. There is a folder {held} and none called train' if held else ''))
     if root is not None: items,depth = _split_items(pics, root, where),len(root)+2
     else: items,depth = _flat_items(pics, at := _flat_root(pics), where),len(at)+1
     return [(s,printable(c),n) for s,c,n in items],_left_out(names, items, depth)
 
 # %% ../nbs/01b_folders.ipynb #a0c1d307
-_columns = [o.split() for o in ('file filename file_name path image image_id img id', 'class label labels target category breed species', 'split set subset')]
+_columns = [o.split() for o in ('file filename file_name path image image_id img id', 'class label labels target category breed species',
+                                'split set subset')]
 
 def read_labels(
     b:bytes, # The content of a .csv file, with commas, semicolons or tabs
@@ -123,7 +125,8 @@ def read_labels(
     if None not in at[:2]: rows = rows[1:]
     else: at = 0,1,(2 if len(head)>2 else None)
     short = first(r for r in rows if len(r)<=max(at[:2]))
-    if short or not rows: raise CifarFastError(f'{name} should have a row with a file and a class for each picture, and has {short or "none"}')
+    if short or not rows:
+        raise CifarFastError(f'{name} should have a row with a file and a class for each picture, and has {short or "none"}')
     return [(r[at[0]],r[at[1]],r[at[2]] if at[2] is not None and len(r)>at[2] else '') for r in rows]
 
 # %% ../nbs/01b_folders.ipynb #a0c1d309
@@ -157,9 +160,11 @@ def label_items(
     pics = [n for n in names if is_picture(n)]
     items,lost = _labelled(pics, rows, where)
     if not items or lost and not skip:
-        raise CifarFastError(f'{where} names {len(lost)} pictures that are not there: {some_names(lost, 20)}. Correct it, or go on with --skip_broken')
+        raise CifarFastError(f'{where} names {len(lost)} pictures that are not there: {some_names(lost, 20)}. '
+                             'Correct it, or go on with --skip_broken')
     rest = sorted({*pics}-items.keys())
-    return [*items.values()],[*told(f'rows of {where} whose picture is not there, left out', lost), *told('pictures without a label, left out', rest)]
+    return [*items.values()],[*told(f'rows of {where} whose picture is not there, left out', lost),
+                                *told('pictures without a label, left out', rest)]
 
 # %% ../nbs/01b_folders.ipynb #e5717f07
 def split_valid(

@@ -87,9 +87,10 @@ def read_image(
     name:str=None        # What to call it in an error; None: its path
 )->np.ndarray: # uint8, height × width × 3
     'The picture in a file, as `image_array` gives it; a `CifarFastError` that names the file if it is none'
+    source,formats = io.BytesIO(file) if isinstance(file, bytes) else file,[o for o in _formats if o in Image.OPEN]
     try:
-        if not isinstance(file, bytes) and Path(file).exists() and not Path(file).is_file(): raise ValueError('it is not a plain file')
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=[o for o in _formats if o in Image.OPEN]) as im: return image_array(im, size)
+        if source is file and Path(file).exists() and not Path(file).is_file(): raise ValueError('it is not a plain file')
+        with Image.open(source, formats=formats) as im: return image_array(im, size)
     except Exception as e:  # what Pillow raises on a damaged file depends on its format
         name = name or (f'of {len(file)} bytes' if isinstance(file, bytes) else file)
         raise CifarFastError(f'cannot read the image {printable(name)}: {why(e)}. Replace it or take it out') from e
