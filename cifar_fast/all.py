@@ -1,6 +1,10 @@
 "The whole library: `from cifar_fast.all import *`"
 from cifar_fast.core import *
 from cifar_fast.shapes import *
+from cifar_fast.pictures import *
+from cifar_fast.folders import *
+from cifar_fast.batches import *
+from cifar_fast.files import *
 from cifar_fast.data import *
 from cifar_fast.augment import *
 from cifar_fast.device import *

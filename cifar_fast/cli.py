@@ -12,7 +12,6 @@ import matplotlib
 from fastcore.basics import ifnone,patch
 from fastcore.docments import docments
 from .core import *
-from .data import load_images
 from .range_test import *
 from .runs import *
 from .recipes import *
@@ -51,7 +50,9 @@ class ScriptParser(ArgumentParser):
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
-            else: self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), nargs=several, **how)
+            else:
+                if o.annotation=='bool': several,how['const'] = '?','true'  # of a recipe: --tta, or --tta false
+                self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), nargs=several, **how)
 
 # %% ../nbs/24_cli.ipynb #6665ab64
 @patch
@@ -195,7 +196,8 @@ def cifar_fast_lr_find(
     out = check_free(out or f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
     chosen = get_recipe(recipe).replace(**changes)
-    learn = recipe_learner(chosen, load_images(chosen.data, chosen.size), **how)
+    chosen,how,images = chosen.ready(how)
+    learn = recipe_learner(chosen, images, **how)
     with learn.no_bar() if quiet else learn.no_logging(): test = learn.lr_range_test(start, end, steps, linear=linear)
     save_range_test(test, out)
     found = [(k, f'{v:.3g}') for k,v in test.suggestions.items()]

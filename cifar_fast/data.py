@@ -4,24 +4,25 @@
 
 # %% ../nbs/02_data.ipynb #34a19ebe
 from __future__ import annotations
-import hashlib,inspect,io,json,lzma,os,pickle,re,socket,stat,tarfile,zipfile,zlib
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+import hashlib,inspect,json,os,re,socket
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from warnings import warn
 import numpy as np
-from PIL import Image,ImageOps
 from fastcore.all import *
 from torch.hub import download_url_to_file
 from tqdm import tqdm
 from .core import *
 from .shapes import shapes10
+from .pictures import *
+from .folders import *
+from .batches import *
+from .files import *
 
 # %% auto #0
-__all__ = ['ImageArrays', 'image_array', 'read_image', 'load_images', 'split_valid']
+__all__ = ['ImageArrays', 'load_images']
 
 # %% ../nbs/02_data.ipynb #9de90167
 @dataclass(repr=False, eq=False)
@@ -36,10 +37,12 @@ class ImageArrays:
     fingerprint:str=None       # 16 hexadecimal digits, the same if and only if all of the above (but the name) is; None: compute it
     train_mask:np.ndarray=None # Where the object is in the training images, if that is known (`shapes10`)
     test_mask:np.ndarray=None  # The same for the test images
+    valid:np.ndarray=None      # Which training images the data set keeps for validation, int64, sorted; None: it does not say
+    notes:tuple=()             # What a person should know about how they were read, a line each
 
     def __post_init__(self):
         if self.fingerprint is not None: return
-        arrs = self.train_x,self.train_y,self.test_x,self.test_y
+        arrs = [self.train_x, self.train_y, self.test_x, self.test_y] + [self.valid]*(self.valid is not None)
         h = hashlib.sha256(json.dumps([list(self.vocab), [(str(a.dtype),a.shape) for a in arrs]]).encode())
         for a in arrs: h.update(np.ascontiguousarray(a))
         self.fingerprint = h.hexdigest()[:16]
@@ -48,231 +51,118 @@ class ImageArrays:
         n,h,w,_ = self.train_x.shape
         return f'{self.name}: {n} training and {len(self.test_x)} test images of {h}×{w}, {len(self.vocab)} classes ({self.fingerprint})'
 
-# %% ../nbs/02_data.ipynb #bb657204
-def image_array(
-    im:Image.Image|np.ndarray, # Any picture
-    size:int=None              # Resize to this many pixels a side; None: leave it
-)->np.ndarray: # uint8, height × width × 3
-    'A picture as a uint8 array H×W×3, upright, resized to `size`×`size` if given'
-    im = Image.fromarray(im) if isinstance(im, np.ndarray) else ImageOps.exif_transpose(im)
-    if im.mode=='F': raise ValueError('its pixels are floating-point numbers of unknown range; store it with 8 or 16 bits')
-    if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im).clip(0, 65535)//256).astype(np.uint8))
-    if 'transparency' in im.info: im = im.convert('RGBA')
-    im = im.convert('RGB')
-    return np.asarray(im.resize((size,size), Image.Resampling.BILINEAR) if size else im)
+# %% ../nbs/02_data.ipynb #b0c1d2e4
+@patch(as_prop=True)
+def own_pct(self:ImageArrays)->float:
+    'The fraction of the training images that the data set itself keeps for validation'
+    return 0. if self.valid is None else len(self.valid)/len(self.train_y)
 
-# %% ../nbs/02_data.ipynb #c28b2c70
-def _line(e): return (str(e) or repr(e)).splitlines()[0].rstrip('.:,')  # an error inside another one's sentence
+# %% ../nbs/02_data.ipynb #b0c1d50b
+@patch
+def split(self:ImageArrays,
+    valid_pct:float=0., # Fraction of every class to hold out for validation; 0: none but what the data set itself keeps for it
+    seed:int=42         # Decides which images
+)->list: # Indices of the training images, and of the validation images, if there are any
+    'The split of the training images'
+    n,own = len(self.train_y),self.own_pct
+    if not own: return [*split_valid(self.train_y, valid_pct, seed)] if valid_pct else [np.arange(n)]
+    check_value(valid_pct in (0,own), 'valid_pct', valid_pct, f'none: {self.name} has a validation split of its own, {own:.1%} of them')
+    return [np.setdiff1d(np.arange(n), self.valid),self.valid]
 
-def read_image(
-    file:str|Path|bytes, # A file in any format that Pillow reads, or its content
-    size:int=None,       # Resize to this many pixels a side; None: leave it
-    name:str=None        # What to call it in an error; None: its path
-)->np.ndarray: # uint8, height × width × 3
-    'The picture in a file, as `image_array` gives it; a `CifarFastError` that names the file if it is none'
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as im: return image_array(im, size)
-    except Exception as e:  # what Pillow raises on a damaged file depends on its format
-        name = name or (f'of {len(file)} bytes' if isinstance(file, bytes) else file)
-        why = _line(e).partition(' <_io')[0]  # without the address of the bytes
-        raise CifarFastError(f'cannot read the image {name}: {why}. Replace it or take it out') from e
+# %% ../nbs/02_data.ipynb #b0c1d2ec
+def _readable(items, got, where, skip):
+    'The items whose picture could be read, and a line about the others; a `CifarFastError` that names these unless they shall be skipped'
+    good,bad = [o for o in items if isinstance(got[o[2]], np.ndarray)],sorted(n for *_,n in items if not isinstance(got[n], np.ndarray))
+    if not bad or skip and good: return good,told('damaged images, left out', bad, 20)
+    if len(bad)==1: what,them = f'the image {where}/{printable(bad[0])}: {why(got[bad[0]])}','it'
+    else: what,them = f"{len(bad)} images in {where}: {some_names([f'{n} ({why(got[n])})' for n in bad], 100)}",'them'
+    raise CifarFastError(f'cannot read {what}. Replace {them} or take {them} out, or go on without {them} with --skip_broken')
 
-# %% ../nbs/02_data.ipynb #956321f2
-_splits = 'train','test','valid','val'
-_suffixes = 'jpe?g|png|bmp|gif|webp|tiff?|ppm|pgm'
-_picture = re.compile(rf"(?:(.*)/)?({'|'.join(_splits)})/([^/]+)/[^/]+\.(?i:{_suffixes})", re.S)  # groups: root, split, class
+# %% ../nbs/02_data.ipynb #b0c1d2ed
+def _picture_arrays(items, got, where, test=None, skip=False):
+    'The arrays by the names of the fields of `ImageArrays`, and the names of training and test images, of the decoded pictures in `got`'
+    items,damaged = _readable(items, got, where, skip)
+    items,drawn = settle_items(items, where, test)
+    n1 = items[0][2]
+    n = first(n for *_,n in items if got[n].shape!=got[n1].shape)
+    if n:
+        (h1,w1,_),(h,w,_) = got[n1].shape,got[n].shape
+        raise CifarFastError(f'the images in {where} differ in size: {printable(n1)} is {w1}×{h1} and {printable(n)} is {w}×{h}. '
+                             f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
+    vocab = sorted({c for _,c,_ in items})
+    number,splits = {c: i for i,c in enumerate(vocab)},[s for s,*_ in items]
+    k,m = splits.index('test'),splits.count('train')
+    def part(o): return np.stack([got[n] for *_,n in o]),np.array([number[c] for _,c,_ in o], dtype=np.int64)
+    d = dict(zip(['train_x','train_y','test_x','test_y'], [*part(items[:k]),*part(items[k:])]), vocab=vocab, notes=[*damaged,*drawn])
+    return dict(d, valid=np.arange(m, k) if m<k else None),[n for *_,n in items[:k]],[n for *_,n in items[k:]]
 
-# %% ../nbs/02_data.ipynb #a8bc7457
-_batches10 = dict(train=[f'data_batch_{i}' for i in range(1,6)], test=['test_batch'], meta='batches.meta', vocab='label_names', y='labels')
-_batches100 = dict(train=['train'], test=['test'], meta='meta', vocab='fine_label_names', y='fine_labels')
-_batch_files = [f for o in (_batches10,_batches100) for f in (*o['train'],*o['test'],o['meta'])]
-_hidden = re.compile(r'(?:^|/)(?:\.|__MACOSX(?:/|$))')
+# %% ../nbs/02_data.ipynb #b0c1d2f0
+def _remarks(d, names, tnames):
+    'Lines about images that are there twice and about uneven classes'
+    seen,vocab,counts = {},d['vocab'],np.bincount(d['train_y'], minlength=len(d['vocab']))
+    for test,xs,ys,ns in (False,d['train_x'],d['train_y'],names),(True,d['test_x'],d['test_y'],tnames):
+        for a,c,n in zip(xs, ys, ns): seen.setdefault(hashlib.sha1(a).digest(), []).append((test,vocab[c],n))
+    again = [o for o in seen.values() if len(o)>1]
+    both = [f'{n} = {o[0][2]}' for o in again if not o[0][0] for test,_,n in o if test]
+    odd = [' = '.join(f'{n} ({c})' for _,c,n in o) for o in again if len({c for _,c,_ in o})>1]
+    i,j = counts.argmax(),counts.argmin()
+    uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy hides the rare ones'
+    return [*told('test images that are training images, too', both), *told('images that stand under several classes', odd),
+            *([uneven] if counts[i]>=5*counts[j] else [])]
 
-def _wanted(name):
-    'May the file called `name` belong to a data set?'
-    return not _hidden.search(name) and bool(_picture.fullmatch(name) or name.rpartition('/')[2] in _batch_files)
-
-# %% ../nbs/02_data.ipynb #d90ca955
-def _stats(path, folder=''):
-    'Yield name and status of each file in `folder` below `path` that may belong to a data set'
-    found = {f.name: f for f in os.scandir(path/folder)}
-    whole = not folder and 'train' in found and found['train'].is_dir()
-    for k in [o for o in _splits if o in found] if whole else sorted(found):
-        name,f = folder+k,found[k]
-        if f.is_dir():
-            if name.count('/')<3 and not _hidden.search(name): yield from _stats(path, name+'/')
-        elif _wanted(name) and f.is_file(): yield name,f.stat()
-
-# %% ../nbs/02_data.ipynb #f78c9727
-def _key(path):
-    'A hexadecimal number that changes when the content of the folder or archive at `path` does'
-    if path.is_file():
-        with open(path,'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-    rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n,s in _stats(path))
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-# %% ../nbs/02_data.ipynb #8eeb7f7c
-def _entries(path):
-    'Yield `(name, size, plain, get)` for each entry of the .zip or .tar (plain, .gz, .bz2, .xz) at `path`'
-    if path.suffix.lower()=='.zip':
-        with zipfile.ZipFile(path) as z:
-            for m in z.infolist():
-                yield m.filename, m.file_size, stat.S_IFMT(m.external_attr>>16) in (0,stat.S_IFREG,stat.S_IFDIR), partial(z.read, m)
-    else:
-        with tarfile.open(path) as t:
-            while m := t.next():
-                yield m.name+'/'*m.isdir(), m.size, m.isdir() or (m.isreg() and not m.issparse()), lambda: t.extractfile(m).read()
-                t.members.clear()  # else it remembers them all: 60,000 take 100 MB
-            t.fileobj.seek(t.offset)
-            if t.fileobj.read(512)!=bytes(512): raise EOFError('its end is missing')
-            while t.fileobj.read(2**20): pass
-
-# %% ../nbs/02_data.ipynb #6d58e37c
-_most = 8*2**30 # bytes
-
-def _files(path):
-    'Yield name and bytes of each file in the folder or archive at `path` that may belong to a data set'
-    if path.is_dir():
-        def read(n): return (path/n).read_bytes()
-        with ThreadPoolExecutor(8) as ex:
-            for names in chunked((n for n,_ in _stats(path)), 64): yield from zip(names, ex.map(read, names))
-        return
-    total = 0
-    try:
-        for name,size,plain,get in _entries(path):
-            parts = name.replace('\\','/').split('/')
-            bad = 'it points outside the archive' if parts[0]=='' or '..' in parts or re.match('[A-Za-z]:', name) else (
-                None if plain else 'it is a link or a device, not a file')
-            if bad: raise CifarFastError(f'{path}: refusing the entry {name!r}: {bad}')
-            total += size
-            if total>_most: raise CifarFastError(f'{path}: refusing an archive that holds more than {_most/2**30:g} GB')
-            tidy = '/'.join([*(p for p in parts[:-1] if p not in ('','.')), parts[-1]])  # a folder's ends in a slash
-            if _wanted(tidy): yield tidy,get()
-    # RuntimeError: a zip with a password
-    except (EOFError,OSError,RuntimeError,tarfile.TarError,zipfile.BadZipFile,lzma.LZMAError,zlib.error) as e:
-        raise CifarFastError(f'cannot read {path} as a .zip or .tar archive: {_line(e)}. Is it damaged, or cut short?') from e
-
-# %% ../nbs/02_data.ipynb #114c98de
-_large,_ahead = 2**15,16 # bytes, files
-
-def _decoded(path, size):
-    'Yield each name in `_files` with the picture in it, or the bytes of a batch; not in order'
-    with ThreadPoolExecutor() as ex:
-        jobs = deque()
-        for n,b in _files(path):
-            if not _picture.fullmatch(n): yield n,b
-            elif len(b)<_large: yield n,read_image(b, size, f'{path}/{n}')
-            else: jobs.append((n, ex.submit(read_image, b, size, f'{path}/{n}')))
-            if len(jobs)>_ahead: yield (job := jobs.popleft())[0],job[1].result()
-        for n,job in jobs: yield n,job.result()
-
-# %% ../nbs/02_data.ipynb #a62f2fca
-def _image_arrays(ims, where):
-    'The arrays and class names of the shallowest train folder among the pictures `ims` and of the test set beside it, or `None`'
-    found = {}
-    for n in ims:
-        root,split,cls = _picture.fullmatch(n).groups()
-        found.setdefault(root or '', {}).setdefault(split, {}).setdefault(cls, []).append(n)
-    roots = [r.split('/') if r else [] for r,o in found.items() if 'train' in o]
-    roots = ['/'.join(r) for r in roots if len(r)==min(map(len, roots))]
-    if not roots: return
-    if len(roots)>1: raise CifarFastError(f"{where} holds several data sets: {', '.join(sorted(roots))}. Give the path of one of them")
-    splits,where = found[roots[0]],f'{where}/{roots[0]}'.rstrip('/')
-    test = first(o for o in _splits[1:] if o in splits)
-    if not test: raise CifarFastError(f'{where} has a train folder with classes but no test, valid or val folder with classes beside it')
-    a,b = (set(splits[s]) for s in ('train',test))
-    odd = [f"only in {s}: {', '.join(sorted(o))}" for s,o in [('train',a-b),(test,b-a)] if o]
-    if odd: raise CifarFastError(f"the classes of train and {test} in {where} differ (images {'; '.join(odd)})")
-    def arrays(split):
-        items = [(ims[n],i) for i,c in enumerate(sorted(a)) for n in sorted(splits[split][c])]
-        return np.stack([o for o,_ in items]),np.array([i for _,i in items], dtype=np.int64)
-    return *arrays('train'),*arrays(test),sorted(a)
-
-# %% ../nbs/02_data.ipynb #9dcd8988
-class _Noted:
-    "Stands in for numpy's array and its dtype: what they were called with, and the state they were given"
-    def __init__(self, *args): self.args,self.state = args,None
-    def __setstate__(self, state): self.state = state
-
-_may_ask = {('numpy','ndarray'): _Noted, ('numpy','dtype'): _Noted, ('_codecs','encode'): str.encode,
-            **{(f'numpy.{o}.multiarray','_reconstruct'): _Noted for o in ('core','_core')}}
-
-# %% ../nbs/02_data.ipynb #3f2aa0f1
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module,name) not in _may_ask: raise CifarFastError(f'refusing to run {module}.{name}, which no CIFAR batch needs')
-        return _may_ask[module,name]
-
-def _unpickle(name, b):
-    "The dictionary in the bytes `b` of one of CIFAR's files; an array of bytes in it is one"
-    try:
-        d = _Unpickler(io.BytesIO(b), encoding='bytes').load()
-        d = {k.decode() if isinstance(k, bytes) else k: v for k,v in d.items()}
-        if isinstance(o := d.get('data'), _Noted) and o.state:
-            _,shape,dtype,fortran,pixels = o.state
-            if dtype.args[0] not in ('u1',b'u1'): raise CifarFastError(f'an array of type {dtype.args[0]!r} instead of bytes')
-            d['data'] = np.frombuffer(pixels, np.uint8).reshape(shape, order='F' if fortran else 'C')
-        return d
-    except Exception as e: raise CifarFastError(f'{name} is not a CIFAR batch: {_line(e)}') from e
-
-# %% ../nbs/02_data.ipynb #b5cf94d1
-def _pixels(name, b, vocab, key):
-    'Images N×32×32×3 and labels of the batch in the bytes `b`'
-    d = _unpickle(name, b)
-    x,y = d.get('data'),d.get(key)
-    if not isinstance(x, np.ndarray): x = np.empty(0)
-    bad = (f"'data' should be N rows of 3072 bytes, and is {x.shape}" if x.shape[1:]!=(3072,) else
-           f'{key!r} should be a list of {len(x)} labels' if not isinstance(y, list) or len(y)!=len(x) else
-           f'{key!r} should be numbers from 0 to {len(vocab)-1}' if not all(type(o) is int and 0<=o<len(vocab) for o in y) else None)
-    if bad: raise CifarFastError(f'{name} is not a CIFAR batch: {bad}')
-    return np.ascontiguousarray(x.reshape(-1,3,32,32).transpose(0,2,3,1)),np.array(y, dtype=np.int64)
-
-# %% ../nbs/02_data.ipynb #99e1b844
-def _batch_arrays(files, where, size):
-    "The arrays and class names in the shallowest folder of CIFAR's batches among `files`, name → bytes, or `None`"
-    folders = {}
-    for n in files: folders.setdefault(n.rpartition('/')[0], set()).add(n.rpartition('/')[2])
-    for root,have in sorted(folders.items(), key=lambda o: len(o[0])):
-        spec = _batches10 if have & {'batches.meta','data_batch_1'} else _batches100 if have>={'train','meta'} else None
-        if spec: break
-    else: return
-    lost = [f for f in (*spec['train'],*spec['test'],spec['meta']) if f not in have]
-    if lost: raise CifarFastError(f"{where} lacks {', '.join(lost)} of CIFAR's batches")
-    if root: root += '/'
-    def named(f): return f'{where}/{root}{f}',files.pop(root+f)
-    name,b = named(spec['meta'])
-    vocab = _unpickle(name, b).get(spec['vocab'])
-    if not isinstance(vocab, list) or not vocab or not all(isinstance(v, (bytes,str)) for v in vocab):
-        raise CifarFastError(f"{name} should hold the names of the classes as {spec['vocab']!r}")
-    vocab,res = [v.decode(errors='replace') if isinstance(v, bytes) else v for v in vocab],[]
-    for split in 'train','test':
-        xs,ys = zip(*(_pixels(*named(f), vocab, spec['y']) for f in spec[split]))
-        if size not in (None,32): xs = [np.stack([image_array(o, size) for o in x]) for x in xs]
-        res += [np.concatenate(o) if len(o)>1 else o[0] for o in (xs,ys)]  # CIFAR-100 is one batch of 150 MB: no copy
-    return *res,vocab
+# %% ../nbs/02_data.ipynb #b0c1d2f5
+def _plan(names, where, how):
+    "What the names of all files say is to be read: items, lines, the names of the files, and root and kind of CIFAR's batches"
+    if how['table'] is not None:
+        items,notes = label_items(names, read_labels(how['table'], how['labels']), how['labels'], how['skip_broken'])
+        return items,notes,[n for *_,n in items],None
+    batches,pics = find_batches(names, how['labels']=='coarse'),{data_root(n) for n in names if is_picture(n)}-{None}
+    check_value(batches or how['labels']!='coarse', 'labels', how['labels'], f'a table: {where} is not CIFAR-100')
+    root = one_root(pics|batches.keys(), where) if pics or batches else None
+    if batches and root not in pics:
+        files = {'/'.join([*root,f]) for f in batches[root]['files']}
+        return [],[],sorted(files.intersection(names)),(root,batches[root])
+    items,notes = find_items(names, where, root)
+    return items,notes,[n for *_,n in items],None
 
 # %% ../nbs/02_data.ipynb #1306095a
-def _read(path, size):
-    'The arrays in the folder or archive at `path`, and the names of the classes'
-    ims,files = {},{}
-    for n,o in tqdm(_decoded(path, size), desc=f'reading {path.name}', unit=' files', delay=3, leave=False):
-        if isinstance(o, bytes): files[n] = o
-        else:
-            ims[n] = o
-            n1,o1 = first(ims.items())
-            (h,w,_),(h1,w1,_) = o.shape,o1.shape
-            if (h,w)!=(h1,w1): raise CifarFastError(f'the images in {path} differ in size: {n1} is {w1}×{h1} and {n} is {w}×{h}. '
-                                                    f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
-    res = _image_arrays(ims, path) or _batch_arrays(files, path, size)
-    if res: return res
-    raise CifarFastError(f'no data set in {path}: expected images in train/<class>/ and test/<class>/ (or valid, val), '
-                         "or CIFAR's pickled batches")
+def _read(path, size, how, plan=None):
+    'The arrays in the folder or archive at `path`, by the names of the fields of `ImageArrays`; without a plan it is an archive'
+    got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and Path(how['labels']).name
+    def wanted(n): return is_picture(n) or n.rpartition('/')[2] in ([table] if table else batch_names)
+    files = read_folder(path, plan[2]) if plan else read_archive(path, wanted)
+    for n,o in tqdm(decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, mininterval=1, leave=False):
+        names.append(n)
+        if o is not None: got[n] = o
+        total += getattr(o, 'nbytes', 0)
+        if total>most_bytes:
+            raise CifarFastError(f'the images in {path} take more than {most_bytes/2**30:g} GB of memory: make them smaller with --size')
+    if table and how['table'] is None:
+        how = dict(how, table=first(o for n,o in got.items() if n.rpartition('/')[2]==table))
+        if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
+    where = printable(path)
+    items,notes,_,batches = plan or _plan(names, where, how)
+    if not batches: d,*called = _picture_arrays(items, got, where, how['test'], how['skip_broken'])
+    else:
+        check_value(how['test'] is None, 'test', how['test'], f'none: {where} has a test set of its own')
+        for e in got.values(): # a file that cannot be read
+            if isinstance(e, OSError): raise e
+        d = batch_arrays(got, *batches, where, size)
+        called = [[f'{s} image {i}' for i in range(len(d[f'{s}_y']))] for s in ('train','test')]
+    return dict(d, notes=[*notes,*d.get('notes', []),*_remarks(d, *called)])
 
 # %% ../nbs/02_data.ipynb #b9926213
 _cifar10_url = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 _cifar10_sha256 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
 _timeout = 30 # seconds without a byte
 
+# %% ../nbs/02_data.ipynb #b0c1d50c
+def _key(path):
+    'The SHA-256 of a file'
+    if path.stat().st_size>most_bytes: raise CifarFastError(f'{path}: refusing an archive of more than {most_bytes/2**30:g} GB')
+    with open(path,'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+# %% ../nbs/02_data.ipynb #b0c1d50d
 def _fetch_cifar10(path):
     'Download the archive of CIFAR-10 to `path` unless it is there, whole'
     if path.is_file() and _key(path)==_cifar10_sha256: return
@@ -283,65 +173,83 @@ def _fetch_cifar10(path):
         socket.setdefaulttimeout(_timeout)
         download_url_to_file(_cifar10_url, str(path), _cifar10_sha256)
     except (OSError,HTTPException,RuntimeError) as e:
-        why = 'what came is not CIFAR-10, or not all of it: its SHA-256 is another' if isinstance(e, RuntimeError) else _line(e)
-        raise CifarFastError(f'cannot download CIFAR-10: {why}. {ways}') from e
+        reason = 'what came is not CIFAR-10, or not all of it: its SHA-256 is another' if isinstance(e, RuntimeError) else why(e)
+        raise CifarFastError(f'cannot download CIFAR-10: {reason}. {ways}') from e
     finally: socket.setdefaulttimeout(timeout)
 
+# %% ../nbs/02_data.ipynb #b0c1d2f6
+def _found(path, how):
+    'The key of the folder or archive at `path`, and a function that reads it, of `size`'
+    how = dict(how, table=None)
+    if how['labels'] not in (None,'coarse'):
+        f = first(o for o in (Path(how['labels']).expanduser(),path/how['labels']) if o.is_file())
+        if f: how['table'] = f.read_bytes()
+        elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {printable(path)}")
+    if path.is_file(): plan,key = None,_key(path)
+    else:
+        files = dict(tqdm(walk_folder(path), desc=f'looking through {path.name}', unit=' files', delay=3, mininterval=1, leave=False))
+        plan = _plan(list(files), printable(path), how)
+        rows = sorted((n,s.st_size,s.st_mtime_ns,s.st_ctime_ns) for n in plan[2] for s in [files[n]])
+        key = hashlib.sha256(json.dumps([rows,plan[1]]).encode()).hexdigest()
+    if any(how.values()): key = hashlib.sha256((key+repr(how)).encode()).hexdigest()
+    return key,lambda size: _read(path, size, how, plan)
+
 # %% ../nbs/02_data.ipynb #e595d996
-def _source(data, cache):
+def _source(data, cache, how):
     'Name and key of `data`, and a function that reads it: of `size`, it gives the arrays by the names of the fields of `ImageArrays`'
+    if data in ('shapes10','cifar10'):
+        for k in 'test','labels': check_value(not how[k], k, how[k], f'none: {data} has its own')
     if data=='shapes10':
         code = Path(inspect.getfile(inspect.unwrap(shapes10))).read_bytes()+np.__version__.encode()
         return data,hashlib.sha256(code).hexdigest(),lambda size: shapes10(size=size or 32)._asdict()
-    def read(size): return dict(zip(('train_x','train_y','test_x','test_y','vocab'), _read(path, size)))
     if data=='cifar10':
         path = cache/_cifar10_url.rpartition('/')[2]
-        return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or read(size)
+        return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or _found(path, how)[1](size)
     path = Path(data).expanduser()
     if not (path.is_dir() or path.is_file()):
-        raise CifarFastError(f'no folder or archive {data}, and no built-in data set of that name: those are cifar10 and shapes10')
+        raise CifarFastError(f'no folder or archive {printable(data)}, '
+                             'and no built-in data set of that name: those are cifar10 and shapes10')
     name = path.resolve().name
-    return re.sub(r'(\.tar)?\.\w+$', '', name) if path.is_file() else name,_key(path),read
+    return printable(re.sub(r'(\.tar)?\.\w+$', '', name) if path.is_file() else name),*_found(path, how)
+
+# %% ../nbs/02_data.ipynb #b0c1d2f7
+def _remembered(entry, name):
+    "The data set in a file of the cache; None if there is none, half of one, another one, or another program's"
+    if not entry.is_file(): return
+    try:
+        with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
+        was = str(d.pop('fingerprint'))
+        ims = ImageArrays(**dict(d, vocab=d['vocab'].tolist(), notes=d['notes'].tolist()), name=name)
+        return ims if ims.fingerprint==was else None
+    except Exception: return
 
 # %% ../nbs/02_data.ipynb #36fab780
-_version = 2 # of the cache's format and of everything above that decides a pixel
+_version = 3 # of the cache's format and of everything that decides a pixel
+
+_say = cache(print)  # each line once, however often the data are loaded
 
 def load_images(
     data:str|Path='cifar10', # 'cifar10', 'shapes10', or the path of a folder or archive (.zip, .tar, .tar.gz, .tgz, .tar.xz)
     size:int=None,           # Resize images to `size`×`size` pixels; `None` keeps them, and then all must have one size
-    cache:str|Path=None      # Folder to remember arrays in; default: $CIFAR_FAST_CACHE, else ~/.cache/cifar_fast
+    cache:str|Path=None,     # Folder to remember arrays in; default: $CIFAR_FAST_CACHE, else ~/.cache/cifar_fast
+    test:float=None,         # Fraction of every class to keep apart as test set where there is none; None: .2
+    labels:str|Path=None,    # Table of labels (.csv: file, class, split); 'coarse': the 20 classes of CIFAR-100; None: folders are classes
+    skip_broken:bool=False   # Go on without the images that cannot be read?
 )->ImageArrays: # The whole data set
     'Read a data set, or get it from the cache if it was read before'
     if size is not None and size<1: raise CifarFastError(f'size should be a number of pixels, not {size}')
+    check_value(test is None or 0<test<1, 'test', test, 'a fraction above 0 and below 1')
     cache = Path(cache or os.environ.get('CIFAR_FAST_CACHE') or '~/.cache/cifar_fast').expanduser()
     try:
-        name,key,read = _source(data, cache)
+        name,key,read = _source(data, cache, dict(test=test, labels=labels and str(labels), skip_broken=skip_broken))
         entry = cache/f"{key[:24]}-{size or 'as-is'}-v{_version}.npz"
-        try:
-            with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
-            return ImageArrays(**{**d, 'vocab': d['vocab'].tolist(), 'fingerprint': str(d['fingerprint'])}, name=name)
-        except Exception: pass  # no entry, or half of one, or another program's
-        ims = ImageArrays(**read(size), name=name)
+        ims = _remembered(entry, name)
+        new = None if ims else ImageArrays(**read(size), name=name)
     except OSError as e: raise CifarFastError(f'cannot read {e.filename or data}: {e.strerror}') from e
-    try:
-        d = {k: v for k,v in vars(ims).items() if k!='name' and v is not None}
-        with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **d)
-    except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
-    return ims
-
-# %% ../nbs/02_data.ipynb #e5717f07
-def split_valid(
-    y:np.ndarray,         # Labels, one for each image
-    valid_pct:float=.1,   # Fraction of every class to hold out, between 0 and 1
-    seed:int=42           # The same seed gives the same split
-)->tuple: # Indices of the training images, and of the validation images; int64, sorted
-    'Split images into training and validation, with the same fraction of every class'
-    if not 0<valid_pct<1: raise CifarFastError(f'valid_pct should lie between 0 and 1, not at {valid_pct}')
-    y,rng = np.asarray(y),np.random.default_rng(seed)
-    held = np.zeros(len(y), bool)
-    for c in np.unique(y):
-        idx = np.flatnonzero(y==c)
-        k = round(len(idx)*valid_pct)
-        if not 0<k<len(idx): raise CifarFastError(f'class {c} has {len(idx)} images: too few to hold out {valid_pct:.0%}')
-        held[rng.permutation(idx)[:k]] = True
-    return np.flatnonzero(~held),np.flatnonzero(held)
+    if new:
+        d = {k: v for k,v in vars(new).items() if k!='name' and v is not None}
+        try:
+            with atomic_write(entry) as tmp, open(tmp,'wb') as f: np.savez(f, **dict(d, notes=np.array(new.notes, dtype=str)))
+        except (OSError,CifarFastError) as e: warn(f'the images will be read anew next time: {e}')
+    for o in (ims or new).notes: _say(f'{name}: {o}')
+    return ims or new

@@ -9,7 +9,7 @@ import glob
 import torch.nn.functional as F
 from PIL import Image
 from fastai.basics import *
-from .data import *
+from .pictures import *
 from .runs import *
 from .gradcam import *
 from .interpret import *
@@ -22,9 +22,7 @@ __all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'explain']
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
     'The images in the folder `path` and below, sorted; hidden ones are left out'
-    Image.init()
-    ends = {k for k,v in Image.registered_extensions().items() if v in Image.OPEN}
-    rel = [o.relative_to(path) for o in path.rglob('*') if o.suffix.lower() in ends and o.is_file()]
+    rel = [o.relative_to(path) for o in path.rglob('*') if is_picture(o.name) and o.is_file()]
     return [path/o for o in sorted(rel) if not any(p.startswith('.') for p in o.parts)]
 
 # %% ../nbs/21_explain.ipynb #a28e0c5a

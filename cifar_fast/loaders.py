@@ -6,6 +6,7 @@
 from __future__ import annotations
 from .core import *
 from fastai.vision.all import *
+from .pictures import *
 from .data import *
 from .augment import *
 from .device import *
@@ -94,7 +95,7 @@ def cifar_dls(
     check_value(pipeline=='item' or not num_workers, 'num_workers', num_workers, "0, or pipeline='item': workers augment single items")
     ims = data if isinstance(data, ImageArrays) else load_images(data, size)
     n,h,w,_ = ims.train_x.shape
-    splits = [*(split_valid(ims.train_y, valid_pct, seed) if valid_pct else [np.arange(n)]), n+np.arange(len(ims.test_y))]
+    splits = [*ims.split(valid_pct, seed), n+np.arange(len(ims.test_y))]
     if not 1<=bs<=len(splits[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(splits[0])}, the number of training images')
     if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
     mean,std = image_stats(ims.train_x)

@@ -35,6 +35,7 @@ def read_literal(
 
 # %% ../nbs/18_recipes.ipynb #1ff42afb
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
 Values = Annotated[dict, BeforeValidator(read_literal)]
 Momenta = Annotated[tuple[Fraction,...], BeforeValidator(read_literal)]
 Sizes = Annotated[tuple[tuple[Fraction,PositiveInt],...], BeforeValidator(read_literal)]
@@ -74,6 +75,9 @@ class Recipe(Schedule):
     about:str=''                   # One line: what it is and where it comes from
     data:str='cifar10'             # 'cifar10', 'shapes10', or the path of a folder or archive
     size:PositiveInt|None=None     # Resize images to this many pixels a side; None: leave them
+    test:Part|None=None            # Fraction of every class to keep apart as test set where there is none; None: .2
+    labels:str|None=None           # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
+    skip_broken:bool=False         # Go on without the images that cannot be read?
     policy:str='assignment'        # Augmentation policy
     model:str='resnet9'            # Net: resnet9, resnet18, dilated_net or speed_net
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125

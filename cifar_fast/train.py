@@ -132,7 +132,7 @@ def run_images(
 )->ImageArrays:
     'The data that `run` was trained on; a `CifarFastError` if they have changed since'
     recipe,was = run_recipe(run),run.config.get('data', {}).get('fingerprint')
-    images = load_images(recipe.data, recipe.size)
+    images = recipe.images()
     if images.fingerprint!=was:
         raise CifarFastError(f'{recipe.data} is not what it was when {run.path} began (fingerprint {images.fingerprint}, was {was})')
     return images
@@ -250,8 +250,29 @@ def train_run(self:Learner,
 # %% ../nbs/19_train.ipynb #e77bcdad
 @patch
 def located(self:Recipe):
-    'With the whole path to its data, so that a run can be resumed from anywhere'
-    return self.replace(data=str(Path(self.data).resolve())) if Path(self.data).exists() else self
+    'With the whole paths to its data, so that a run can be resumed from anywhere'
+    return self.replace(**{k: str(Path(v).resolve()) for k in ('data','labels') if (v := getattr(self, k)) and Path(v).exists()})
+
+# %% ../nbs/19_train.ipynb #b0c1d70a
+@patch
+def images(self:Recipe)->ImageArrays:
+    'The data that it trains on'
+    return load_images(self.data, self.size, test=self.test, labels=self.labels, skip_broken=self.skip_broken)
+
+# %% ../nbs/19_train.ipynb #b0c1d70c
+@patch
+def ready(self:Recipe,
+    how:dict # Arguments of `recipe_learner`
+)->tuple: # The recipe, how to train it, and its data
+    'The recipe and how to train it, as its data want it'
+    r = self.located()
+    images,usual = r.images(),recipes.get(r.name)
+    how = dict(how, valid_pct=how.get('valid_pct') or images.own_pct)
+    n = len(images.split(how['valid_pct'], how.get('seed', 0))[0])
+    if n<r.bs and usual and usual.bs==r.bs:
+        print(f'batch size {n} in place of {r.bs}: there are no more training images')
+        r = r.replace(bs=n)
+    return r,how,images
 
 # %% ../nbs/19_train.ipynb #0782d0ca
 @delegates(recipe_learner)
@@ -266,8 +287,7 @@ def train_recipe(
     recipe.check()
     check_free(out)
     how,device = train_args(**kwargs),pick_device(device)
-    recipe = recipe.located()
-    images = load_images(recipe.data, recipe.size)
+    recipe,how,images = recipe.ready(how)
     learn = recipe_learner(recipe, images, device=device, **how)
     return learn.train_run(Run.create(out, run_config(recipe, how, images, learn.dls)), images, quiet)
 
@@ -313,8 +333,9 @@ def train_seeds(
     'Train `recipe` with several seeds'
     check_value(n>=2, 'the number of seeds', n, 'at least 2, for a mean and a standard deviation')
     recipe.check()
-    recipe,out,how = recipe.located(),Path(out),train_args(**kwargs)
+    out,how = Path(out),train_args(**kwargs)
     if (out/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')
+    recipe,how = recipe.ready(how)[:2]
     same = dict(how, precision=pick_precision(how['precision'], pick_device(device)))
     begun = {i: Run(out/f'seed{i}') for i in range(n) if (out/f'seed{i}/config.json').exists()}
     for i,run in begun.items(): _check_same(run, recipe, dict(same, seed=i))

@@ -102,7 +102,8 @@ def architecture(s):
     "The page with its figure, which then has the theme's colours and links, and with the table of rooms"
     link = r'<a href="\1.html">\g<0></a>'
     svg = re.sub(rf'<text class="name"[^>]*>({"|".join(rooms)})</text>', link, (here/'dataflow.svg').read_text(encoding='utf-8'))
-    def _row(k, d, used): return f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:6]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |'
+    def _row(k, d, used):
+        return f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:].split("_")[0]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |'
     table = '\n'.join(['| Room | Number | Module | Holds | Imports |\n|--|--|--|--|--|', *[_row(k, *o) for k,o in rooms.items()]])
     s = re.sub(r'!\[.*\]\(dataflow.svg\)', lambda _: f'```{{raw}} html\n<div class="wide">{svg}</div>\n```', s)
     return s.replace('<!-- rooms -->', table)
@@ -138,7 +139,7 @@ def math(self, node):
 class Site(StandaloneHTMLBuilder):
     "Pages named as nbdev links to them: schedule.html of nbs/08_schedule.ipynb"
     name = 'html'
-    def get_target_uri(self, docname, typ=None): return re.sub(r'^(nbs|docs)/', '', re.sub(r'(?<=/)\d+_', '', docname)).lower() + '.html'
+    def get_target_uri(self, docname, typ=None): return re.sub(r'^(nbs|docs)/|(?<=/)\d+[a-z]?_', '', docname).lower() + '.html'
     def get_output_path(self, page): return self.outdir/self.get_target_uri(page)
 
 def finish(app, error):

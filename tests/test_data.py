@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from cifar_fast import data
+from cifar_fast import data,files
 from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
 from cifar_fast.shapes import Shapes10
@@ -118,7 +118,7 @@ def test_large_files_are_read_by_threads(tmp_path):
     big = rng.integers(0, 256, (3,120,160,3), dtype=np.uint8)
     for split in 'train','test':
         for c in vocab:
-            for i,a in enumerate(big): assert put(d/split/c/f'{i}.png', png(a)).stat().st_size>data._large
+            for i,a in enumerate(big): assert put(d/split/c/f'{i}.png', png(a)).stat().st_size>files._large
     o = load(d, tmp_path)
     np.testing.assert_array_equal(o.train_x, np.concatenate([big,big]))
     f = shutil.make_archive(tmp_path/'big', 'zip', d)
@@ -177,7 +177,9 @@ def test_no_train(tmp_path):
 def test_no_test(tmp_path):
     d = folder(tmp_path/'in')
     shutil.rmtree(d/'test')
-    refused(d, tmp_path, 'no test, valid or val')
+    o = load(d, tmp_path)
+    assert (len(o.train_x),len(o.test_x))==(8,2)
+    assert o.notes[0].startswith('no test set: 2 of 10 images are kept apart as one, 20% of each class')
 
 @pytest.mark.parametrize('fmt', [None,'zip','tar'])
 def test_class_without_images(fmt, tmp_path):
@@ -219,8 +221,8 @@ def test_unreadable(tmp_path):
 
 def test_file_that_vanishes(tmp_path, monkeypatch):
     d = folder(tmp_path/'in')
-    stats = list(data._stats(d))
-    monkeypatch.setattr(data, '_stats', lambda path: stats)
+    found = list(data.walk_folder(d))
+    monkeypatch.setattr(data, 'walk_folder', lambda path: found)
     (d/'train/cow/05.png').unlink()
     refused(d, tmp_path, 'cannot read', 'train/cow/05.png: No such file')
 
@@ -326,7 +328,7 @@ def test_link_in_zip(tmp_path):
     refused(tmp_path/'a.zip', tmp_path, "'train/bee/2.png'", 'link or a device')
 
 def test_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, '_most', 2**20)
+    monkeypatch.setattr(files, 'most_bytes', 2**20)
     big = 'train/bee/2.png',dict(size=2**20)
     refused(tar(tmp_path/'a.tgz', good, big), tmp_path, 'a.tgz', 'more than')
     assert (tmp_path/'a.tgz').stat().st_size<2**13
@@ -552,3 +554,241 @@ def test_broken_server(answer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, '_timeout', 1)
     refused('cifar10', tmp_path, 'cannot download', '--data PATH')
     s.close()
+
+# Folders as people have them
+
+def draw(path, splits=('train','test'), classes=('cat','dog','owl'), n=4):
+    "Noise of its own in every picture of <split>/<class>/"
+    for s in splits:
+        for c in classes:
+            for i in range(n): put(path/s/c/f'{i}.png', png(rng.integers(0, 256, (6,8,3), dtype=np.uint8)))
+    return path
+
+def numbers(o): return len(o.train_x),len(o.test_x),None if o.valid is None else len(o.valid)
+
+@pytest.mark.parametrize('splits,want', [
+    ([''], (14,6,None)), (['train'], (14,6,None)), (['Train','TEST'], (20,20,None)), (['training','testing'], (20,20,None)),
+    (['train','validation'], (20,20,None)), (['Training','Evaluation'], (20,20,None)), (['train','val','test'], (40,20,20)),
+    (['a/b/c/train','a/b/c/Val','a/b/c/eval'], (40,20,20)), (['photos/2023'], (14,6,None))])
+@pytest.mark.parametrize('fmt', [None,'zip'])
+def test_splits_by_any_name(fmt, splits, want, tmp_path):
+    o = load(pack(tmp_path/'out', draw(tmp_path/'in', splits, ('cat','dog'), 10), fmt), tmp_path, test=.3 if len(splits)==1 else None)
+    assert numbers(o)==want and o.vocab==['cat','dog'] and len(o.notes)==(len(splits)==1)
+
+def test_a_drawn_test_set_is_the_same_tomorrow_and_stratified(tmp_path):
+    a = load(draw(tmp_path/'in', [''], n=20), tmp_path)
+    for f in (tmp_path/'in').rglob('*.png'): put(f, png(255-np.asarray(Image.open(f))))
+    b = load(tmp_path/'in', tmp_path)
+    np.testing.assert_array_equal(a.test_x, 255-b.test_x)  # by name, whatever the pictures show
+    assert np.bincount(a.test_y).tolist()==[4]*3 and 'no test set: 12 of 60 images' in a.notes[0]
+    assert len(load(tmp_path/'in', tmp_path, test=.5).test_y)==30
+    refused(folder(tmp_path/'whole'), tmp_path/'other', 'has a test set of its own', test=.5)
+    for bad in 0,1,-1,float('nan'): refused(tmp_path/'in', tmp_path/'other', 'a fraction above 0 and below 1', test=bad)
+
+def test_validation_split_of_the_data_set(tmp_path):
+    o = load(draw(tmp_path/'in', ('train','val','test')), tmp_path)
+    files_of = lambda s: np.stack([np.asarray(Image.open(f)) for f in sorted((tmp_path/'in'/s).rglob('*.png'))])
+    trn,val = o.split()
+    for got,s in (o.train_x[trn],'train'),(o.train_x[val],'val'),(o.test_x,'test'): np.testing.assert_array_equal(got, files_of(s))
+    again = load(tmp_path/'in', tmp_path)  # from the cache
+    assert (again.valid==val).all() and again.fingerprint==o.fingerprint and again.notes==o.notes==[]
+
+def test_subfolders_of_a_class_and_a_class_called_as_a_split(tmp_path):
+    d = draw(tmp_path/'in', [''], ('bus','train'))
+    for i in range(4): put(d/'bus/old/1950'/f'{i}.png', png(x[i]))
+    o = load(d, tmp_path, size=8)
+    assert o.vocab==['bus','train'] and len(o.train_y)+len(o.test_y)==12
+    assert not load(draw(tmp_path/'nested', ('train/','test')), tmp_path).notes
+
+def test_every_format_and_what_is_left_out(tmp_path):
+    d = draw(tmp_path/'in', n=1)
+    exts = 'jfif jpe JPG jp2 ppm pgm pbm tga webp bmp dib tiff gif png ico pcx sgi apng avif dds xbm'.split()
+    made = [e for e in exts if e!='avif' or 'AVIF' in Image.SAVE]
+    for e in made:
+        im = Image.fromarray(rng.integers(0, 256, (6,8,3), dtype=np.uint8))
+        im = im.convert({'xbm':'1','pbm':'1','pgm':'L'}.get(e, 'RGB'))
+        im.save(d/f'train/cat/more.{e}', {'jfif':'JPEG','jpe':'JPEG','ico':'PNG'}.get(e))
+    for e in 'txt','eps','heic','': put(d/'train/cat'/f'no{e and "."+e}', b'?')
+    put(d/'test/cat/Thumbs.db', b'?')
+    put(d/'train/loose.png', png(x[0]))
+    o = load(d, tmp_path)
+    assert len(o.train_y)==3+len(made)
+    assert o.notes[:2]==['files that are no pictures (.eps, .heic, .txt, without a suffix), left out: 4 (train/cat/no, train/cat/no.eps, '
+                         'train/cat/no.heic, train/cat/no.txt)', 'pictures in no class folder, left out: 1 (train/loose.png)']
+
+@pytest.mark.parametrize('fmt', [None,'zip','tar'])
+def test_empty_classes(fmt, tmp_path):
+    d = draw(tmp_path/'in')
+    for s in 'train','test': (d/s/'yak').mkdir()
+    put(d/'train/emu/notes.txt', b'')
+    o = load(pack(tmp_path/'out', d, fmt), tmp_path)
+    assert o.vocab==['cat','dog','owl'] and 'classes without a picture, left out: 2 (emu, yak)' in o.notes
+
+@pytest.mark.parametrize('fmt', [None,'zip','tar'])
+def test_all_damaged_files_at_once(fmt, tmp_path):
+    d = draw(tmp_path/'in')
+    for i,c in enumerate(('cat','dog','owl')): put(d/'train'/c/'0.png', png(x[0])[:100*i])
+    src = pack(tmp_path/'out', d, fmt)
+    refused(src, tmp_path, 'cannot read 3 images', 'train/cat/0.png (', 'train/dog/0.png (', 'train/owl/0.png (', '--skip_broken')
+    o = load(src, tmp_path, skip_broken=True)
+    assert numbers(o)==(9,12,None) and o.notes==['damaged images, left out: 3 (train/cat/0.png, train/dog/0.png, train/owl/0.png)']
+    for f in d.rglob('*.png'): put(f, b'')
+    refused(pack(tmp_path/'none', d, fmt), tmp_path/'other', 'cannot read 24 images', skip_broken=True)
+
+def test_remarks_on_the_images(tmp_path):
+    d = draw(tmp_path/'in', classes=('cat','dog','owl'))
+    for c in 'cat','dog': shutil.copy(d/'train/owl/0.png', d/'test'/c/'0.png')
+    for i in range(30): put(d/'train/cat'/f'x{i}.png', png(rng.integers(0, 256, (6,8,3), dtype=np.uint8)))
+    o = load(d, tmp_path)
+    assert o.notes==['test images that are training images, too: 2 (test/cat/0.png = train/owl/0.png, test/dog/0.png = train/owl/0.png)',
+        'images that stand under several classes: 1 (train/owl/0.png (owl) = test/cat/0.png (cat) = test/dog/0.png (dog))',
+        'uneven classes: cat has 34 training images and dog 4; accuracy hides the rare ones']
+    assert load(d, tmp_path).notes==o.notes
+
+def test_notes_are_said(tmp_path, capsys):
+    settle_note = 'no test set: 6 of 12 images are kept apart as one, 50% of each class; --test .1 changes how many'
+    load(draw(tmp_path/'mine', ['']), tmp_path, test=.5)
+    assert capsys.readouterr().out=='mine: '+settle_note+'\n'
+
+def test_several_data_sets_are_named(tmp_path):
+    draw(tmp_path/'a/pets')
+    draw(tmp_path/'a/deeper/flowers')
+    batches(tmp_path/'a/cifar-10-batches-py')
+    refused(tmp_path/'a', tmp_path, 'several data sets: cifar-10-batches-py, deeper/flowers, pets')
+    for o in 'cifar-10-batches-py','cifar-100-python':
+        for f in 'train','test','meta': put(tmp_path/'b'/o/f, b'')
+    refused(tmp_path/'b', tmp_path, 'several data sets: cifar-10-batches-py, cifar-100-python')
+    draw(tmp_path/'c', ('pets','flowers'))
+    refused(tmp_path/'c', tmp_path, 'holds folders of folders, flowers, pets')
+    draw(tmp_path/'d', ('val','valid','train'))
+    refused(tmp_path/'d', tmp_path, 'two folders for one split')
+
+def test_same_letters_are_one_class(tmp_path):
+    d = draw(tmp_path/'in', classes=('caf\u00e9','zoo'))
+    (d/'test/caf\u00e9').rename(d/'test/cafe\u0301')
+    assert load(d, tmp_path).vocab==['caf\u00e9','zoo']
+
+@pytest.mark.skipif(os.name=='nt' or os.uname().sysname=='Darwin', reason='names are Unicode there')
+def test_names_that_are_no_text(tmp_path):
+    d = draw(tmp_path/'in', classes=('a','b'))
+    odd = {b'caf\xe9': 'caf\\udce9', b'line\nbreak': 'line\\nbreak', b'\x1b[31mred': '\\x1b[31mred', b'=1+1': '=1+1',
+           b'$\\frac{1}{0}$': '$\\frac{1}{0}$'}
+    for s in 'train','test':
+        for o in odd:
+            (d/s/os.fsdecode(o)).mkdir()
+            put(d/s/os.fsdecode(o)/os.fsdecode(o+s.encode()+b'.png'), png(rng.integers(0, 256, (6,8,3), dtype=np.uint8)))
+    got = load(d, tmp_path)
+    assert got.vocab==sorted(['a','b',*odd.values()]) and load(d, tmp_path).vocab==got.vocab
+    put(d/'train'/os.fsdecode(b'caf\xe9')/os.fsdecode(b'\n\xff.png'), b'')
+    refused(d, tmp_path/'other', 'caf\\udce9/\\n\\udcff.png')
+
+# Tables of labels
+
+def table(d, text, name='labels.csv', enc='utf-8'):
+    put(d/name, text.encode(enc))
+    return dict(labels=name)
+
+@pytest.mark.parametrize('fmt', [None,'zip','gztar'])
+def test_table_of_labels(fmt, tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/'images'/f'{i:02}.png', png(a))
+    rows = [f'{i:02},{"bee" if i%2 else "cow"},{["train","Val","test","test"][i//4]}' for i in range(10)]
+    kw = table(d, 'id,breed,split\n'+'\n'.join(rows))
+    o = load(pack(tmp_path/'out', d, fmt), tmp_path, **kw)
+    np.testing.assert_array_equal(o.train_x, x[[1,3,0,2,5,7,4,6]])
+    assert o.train_y.tolist()==[0,0,1,1]*2 and o.valid.tolist()==[4,5,6,7] and o.vocab==['bee','cow']
+
+def test_table_finds_its_pictures(tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/'train'/f'{i:02}.png', png(a))
+    for i,a in enumerate(tx): put(d/'test'/f'{i:02}.png', png(a))
+    rows = [f'train/{i:02}.png;{vocab[c]}' for i,c in enumerate(y)]+[f'test/{i:02}.png;{vocab[c]}' for i,c in enumerate(ty)]
+    for enc in 'utf-8','utf-8-sig','utf-16': same(load(d, tmp_path, **table(d, '\r\n'.join(rows), enc=enc)))
+    same(load(d, tmp_path, labels=str(d/'labels.csv')))
+    for text,msg in [('00;bee', '00 may be'), ('nope;bee', 'names 1 pictures that are not there: nope'), ('', 'has none'),
+                     ('train/00.png', 'a file and a class'), ('train/00.png;bee\ntrain/00.png;cow', 'twice, as bee and cow'),
+                     ('train/00.png;bee;tset', "'tset': choose train, valid or test")]:
+        refused(d, tmp_path/'other', msg, **table(d, text))
+    refused(d, tmp_path/'other', 'no table of labels x.csv', labels='x.csv')
+    refused(pack(tmp_path/'out', d, 'zip'), tmp_path/'other', 'no table of labels x.csv', labels='x.csv')
+    refused('shapes10', tmp_path/'other', 'shapes10 has its own', labels='x.csv')
+
+def test_table_that_changes_is_read_again(tmp_path, reads):
+    d = draw(tmp_path/'in', [''], n=5)
+    rows = [f'{f.parent.name}/{f.name},{f.parent.name}' for f in sorted(d.rglob('*.png'))]
+    a = load(d, tmp_path, **table(d, '\n'.join(rows)))
+    b = load(d, tmp_path, **table(d, '\n'.join(rows).replace(',owl', ',dog')))
+    assert (a.vocab,b.vocab,len(reads))==(['cat','dog','owl'],['cat','dog'],2)
+
+# CIFAR's other files
+
+@pytest.mark.parametrize('fmt', [None,'gztar'])
+def test_binary_batches(fmt, tmp_path):
+    def rows(a, *ys): return np.concatenate([np.stack(ys, 1).astype(np.uint8),flat(a)], 1).tobytes()
+    d,e = tmp_path/'in/cifar-10-batches-bin',tmp_path/'in2/cifar-100-binary'
+    for i in range(5): put(d/f'data_batch_{i+1}.bin', rows(x[2*i:2*i+2], y[2*i:2*i+2]))
+    put(d/'test_batch.bin', rows(tx, ty))
+    put(d/'batches.meta.txt', b'bee\ncow\n\n')
+    same(load(pack(tmp_path/'a', d.parent, fmt), tmp_path))
+    put(e/'train.bin', rows(x, 1-y, y))
+    put(e/'test.bin', rows(tx, 1-ty, ty))
+    put(e/'fine_label_names.txt', b'bee\ncow\n')
+    put(e/'coarse_label_names.txt', b'plant\nbeast\n')
+    same(load(pack(tmp_path/'b', e.parent, fmt), tmp_path))
+    o = load(pack(tmp_path/'b', e.parent, fmt), tmp_path, labels='coarse')
+    assert o.vocab==['plant','beast'] and (o.train_y==1-y).all() and (o.train_x==x).all()
+    refused(pack(tmp_path/'a', d.parent, fmt), tmp_path/'other', 'is not CIFAR-100', labels='coarse')
+    put(d/'test_batch.bin', rows(tx, ty)[:-1])
+    refused(pack(tmp_path/'c', d.parent, fmt), tmp_path/'other', 'test_batch.bin is not a CIFAR batch', 'no rows of 3073')
+    (d/'test_batch.bin').unlink()
+    refused(pack(tmp_path/'d', d.parent, fmt), tmp_path/'other', 'lacks test_batch.bin')
+
+def test_coarse_labels_of_the_pickles(tmp_path):
+    d = tmp_path/'cifar-100-python'
+    for f,xs,ys in [('train',x,y),('test',tx,ty)]:
+        put(d/f, pickle.dumps({b'data': flat(xs), b'fine_labels': ys.tolist(), b'coarse_labels': [0]*len(ys)}, 2))
+    put(d/'meta', pickle.dumps({b'fine_label_names': [b'bee',b'cow'], b'coarse_label_names': [b'animal']}, 2))
+    o = load(d, tmp_path, labels='coarse')
+    assert o.vocab==['animal'] and not o.train_y.any() and o.fingerprint!=load(d, tmp_path).fingerprint
+
+# What never ends
+
+def test_links_in_a_circle_and_too_many_files(tmp_path, monkeypatch):
+    d = draw(tmp_path/'in')
+    (d/'train/cat/round').symlink_to(d/'train')
+    (d/'up').symlink_to(tmp_path)
+    assert numbers(load(d, tmp_path))==(12,12,None)
+    monkeypatch.setattr(files, '_most_files', 20)
+    refused(d, tmp_path/'other', 'holds more than 20 files')
+    for fmt in 'zip','tar': refused(pack(tmp_path/'a', draw(tmp_path/'many'), fmt), tmp_path/'other', 'an archive of more than 20 entries')
+
+def test_bytes_without_end(tmp_path, monkeypatch):
+    d = draw(tmp_path/'in')
+    with open(d/'train/cat/0.png','wb') as f: f.truncate(2*files._largest)  # sparse: it needs no space
+    refused(d, tmp_path, 'train/cat/0.png: File too large')
+    with open(tmp_path/'a.tar','wb') as f: f.truncate(2*files.most_bytes)
+    refused(tmp_path/'a.tar', tmp_path, 'an archive of more than 8 GB')
+    f = pack(tmp_path/'b', draw(tmp_path/'good'), 'gztar')
+    monkeypatch.setattr(files, 'most_bytes', 10**6)
+    with open(f,'ab') as o: o.write(zlib.compress(bytes(2*10**6), wbits=31))  # a second gzip stream behind the end of the archive
+    refused(f, tmp_path, 'holds more than')
+    monkeypatch.setattr(data, 'most_bytes', 1000)
+    refused(d.parent/'good', tmp_path, 'make them smaller with --size')
+
+def test_cache_entry_that_is_a_pipe(tmp_path):
+    d = folder(tmp_path/'in')
+    load(d, tmp_path)
+    entry, = (tmp_path/'cache').iterdir()
+    entry.unlink()
+    os.mkfifo(entry)
+    same(load(d, tmp_path))
+
+def test_cache_entry_of_other_pixels_is_made_anew(tmp_path, reads):
+    d = folder(tmp_path/'in')
+    load(d, tmp_path)
+    entry, = (tmp_path/'cache').iterdir()
+    with np.load(entry) as z: good = dict(z)
+    for k,v in dict(train_x=good['train_x'][::-1], train_y=1-good['train_y'], vocab=good['vocab'][::-1]).items():
+        with open(entry,'wb') as f: np.savez(f, **dict(good, **{k: v}))
+        same(load(d, tmp_path))
+    assert len(reads)==4

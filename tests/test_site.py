@@ -7,7 +7,7 @@ from bs4 import BeautifulSoup
 
 root = Path(__file__).parent.parent
 nbs = [o for o in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in o.parts]
-urls = {o: re.sub(r'(^|/)\d+_', r'\1', str(o.relative_to(root/'nbs').with_suffix('.html'))) for o in nbs}
+urls = {o: re.sub(r'(^|/)\d+[a-z]?_', r'\1', str(o.relative_to(root/'nbs').with_suffix('.html'))) for o in nbs}
 rooms = [url[:-5] for o,url in urls.items() if o.parent.name=='nbs' and o.name!='index.ipynb']
 
 def build(src, out):
