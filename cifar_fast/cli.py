@@ -4,7 +4,7 @@
 
 # %% ../nbs/24_cli.ipynb #c10a87d7
 from __future__ import annotations
-import inspect,re,signal,sys,time
+import inspect,re,signal,sys,time,warnings
 from argparse import SUPPRESS,ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +67,8 @@ def error(self:ScriptParser, message): raise CifarFastError(f'{message}; see {se
 def main()->int: # The exit code
     'Run the script that was called: one line and exit code 2 for what a person can mend, a hint after Ctrl-C'
     name = Path(sys.argv[0]).stem
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
+    warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # a box stands for it
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
     try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
@@ -84,7 +86,8 @@ def print_table(
     rows:list # Pairs of label and value
 ):
     'Print two columns'
-    width = max(len(str(a)) for a,_ in rows)
+    rows = [[harmless(o) for o in r] for r in rows]
+    width = max(len(a) for a,_ in rows)
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
 # %% ../nbs/24_cli.ipynb #68700f8f

@@ -5,7 +5,7 @@
 # %% ../nbs/21_explain.ipynb #a6d97005
 from __future__ import annotations
 from .core import *
-import glob
+import glob,re
 import torch.nn.functional as F
 from PIL import Image
 from fastai.basics import *
@@ -81,7 +81,7 @@ def plot_explained(
     probs:np.ndarray,   # Probability of each class
     vocab:list,         # Their names
     target:int=None,    # The class that the map explains; None: the most probable
-    k:int=3,            # How many classes to show
+    k:int=3,            # How many classes to show, at most
     title:str='',       # What to write above the picture
     axs=None,           # Three axes
     figsize:tuple=(9,3) # In inches, if there are none
@@ -90,9 +90,9 @@ def plot_explained(
     if axs is None: axs = plt.subplots(1, 3, figsize=figsize, layout='constrained')[1]
     img = _shrink(img)
     axs[0].imshow(img)
-    axs[0].set_title(title, parse_math=False)
+    axs[0].set_title(harmless(title, 'figure'))
     axs[0].set_axis_off()
-    show_cam(img, cam, ax=axs[1], title=f'evidence for {vocab[probs.argmax() if target is None else target]}')
+    show_cam(img, cam, ax=axs[1], title='evidence for '+harmless(vocab[probs.argmax() if target is None else target], 'figure'))
     plot_probs(probs, vocab, ax=axs[2], n=k)
     return list(axs)
 
@@ -135,10 +135,11 @@ def explain(
     files,out = find_pictures(paths),check_free(out)
     for f in files: read_image(f)
     for i,(f,img,cam,probs,shown,empty) in enumerate(_explained(net, files, data['size'], layer, target, bs), 1):
-        name = f'{i:0{len(str(len(files)))}}-{f.stem[:60]}.png'
-        fig = plot_explained(img, cam, probs, vocab, shown, k, f.name if len(f.name)<=30 else f.name[:29]+'…')[0].figure
+        stem = re.sub(r'[^\w .-]', '_', f.stem)[:40]  # what every file system takes
+        name = f'{i:0{len(str(len(files)))}}-{stem}.png'
+        fig = plot_explained(img, cam, probs, vocab, shown, k, f.name)[0].figure
         with atomic_write(out/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
         plt.close(fig)
         rows.append(_row(f, name, probs, vocab, k, shown, empty))
-    with atomic_write(out/'explained.csv') as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    with atomic_write(out/'explained.csv') as tmp: pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o).to_csv(tmp, index=False)
     return rows

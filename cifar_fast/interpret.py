@@ -29,7 +29,7 @@ def plot_curves(
     'Draw the loss and the accuracy of every epoch, in training and on held-out images'
     if not epochs: raise CifarFastError('no epoch to draw: the run has not finished its first')
     if axs is None: axs = plt.subplots(1, 2, figsize=figsize, layout='constrained')[1]
-    x,parts = [r['epoch'] for r in epochs],dict(train='training', valid='validation', test='test')
+    label,x,parts = harmless(label or '', 'figure'),[r['epoch'] for r in epochs],dict(train='training', valid='validation', test='test')
     for ax,what in zip(axs, ('loss','accuracy')):
         color = None
         for part,name in parts.items():
@@ -246,7 +246,7 @@ def plot_per_class(
     ax.hlines(y, [min(r['precision'],r['recall']) for r in rows], [max(r['precision'],r['recall']) for r in rows], color='.75', zorder=1)
     for k,marker,label in (('precision','>','precision'),('recall','<','recall'),('f1','o','F1')):
         ax.scatter([r[k] for r in rows], y, s=30 if n<=20 else 12, marker=marker, label=label, zorder=2)
-    ax.set_yticks(y, [r['class'] for r in rows], size=9 if n<=20 else 6)
+    ax.set_yticks(y, [harmless(r['class'], 'figure') for r in rows], size=9 if n<=20 else 6)
     ax.set(xlabel='fraction', title=f'Each class, sorted by F1 (mean {np.mean([r["f1"] for r in rows]):.3f})', ylim=(-.6,n-.4))
     ax.grid(alpha=.3)
     ax.legend(fontsize=8)
@@ -272,7 +272,7 @@ def plot_confusion(
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     im = ax.imshow(shown, cmap='Blues', interpolation='nearest', norm=PowerNorm(.5, 0, max(1, shown.max())))
     ticks = range(0, n, math.ceil(n/20))
-    for axis in (ax.xaxis,ax.yaxis): axis.set_ticks(ticks, [preds.vocab[i] for i in ticks], size=9 if n<=20 else 7)
+    for axis in (ax.xaxis,ax.yaxis): axis.set_ticks(ticks, [harmless(preds.vocab[i], 'figure') for i in ticks], size=9 if n<=20 else 7)
     ax.tick_params(axis='x', rotation=90 if n>20 else 45)
     what = 'per cent of each actual class' if normalize else 'number of images'
     ax.set(xlabel='predicted', ylabel='actual', title=f'Confusion matrix: {what}')
@@ -307,7 +307,8 @@ def plot_confused_pairs(
     'Draw the pairs of classes that are confused most'
     rows = preds.most_confused(n)
     if ax is None: ax = plt.subplots(figsize=ifnone(figsize, (6.5,1.1+.27*len(rows))), layout='constrained')[1]
-    bars = ax.barh([f"{r['actual']} taken for {r['predicted']}" for r in rows], [r['count'] for r in rows], color='tab:red', alpha=.8)
+    names = [' taken for '.join(harmless(r[k], 'figure') for k in ('actual','predicted')) for r in rows]
+    bars = ax.barh(names, [r['count'] for r in rows], color='tab:red', alpha=.8)
     ax.bar_label(bars, [f" {r['count']:,} ({r['fraction']:.1%})" for r in rows], size=8)
     ax.set(xlabel='images (and fraction of the actual class)', title='Most confused pairs')
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -361,7 +362,7 @@ def plot_probs(
         if not role: continue
         x,ha,color = (probs[c]-.02,'right','w') if probs[c]>.5 else (probs[c]+.02,'left','k')
         ax.text(x, i, f'{probs[c]:.1%} {role}', ha=ha, va='center', size=8, color=color)
-    ax.set_yticks(range(len(shown)), [vocab[c] for c in shown], size=8)
+    ax.set_yticks(range(len(shown)), [harmless(vocab[c], 'figure') for c in shown], size=8)
     ax.tick_params(axis='x', labelsize=8)
     ax.set_xlabel('probability', size=8)
     ax.set(xlim=(0,1), ylim=(len(shown)-.5,-.5))

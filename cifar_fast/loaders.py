@@ -11,7 +11,7 @@ from .augment import *
 from .device import *
 
 # %% auto #0
-__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassNumber', 'ImageDL', 'cifar_dls', 'image_batch']
+__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassName', 'ClassNumber', 'ImageDL', 'cifar_dls', 'image_batch']
 
 # %% ../nbs/05_loaders.ipynb #2bd08c44
 def image_stats(
@@ -38,8 +38,13 @@ class ReadImage(Transform):
         return (image_array if isinstance(o, (np.ndarray,Image.Image)) else read_image)(o, self.size)
 
 # %% ../nbs/05_loaders.ipynb #86e4ef76
+class ClassName(Category):
+    'A name that is drawn as it is: nothing in it is a formula'
+    def show(self, ctx=None, **kwargs): return show_title(harmless(self, 'figure', 12), ctx=ctx, **merge(self._show_args, kwargs))
+
 class ClassNumber(Categorize):
     'The number of a class, from the number or the name; decodes to the name'
+    def decodes(self, o): return ClassName(self.vocab[o])
     def encodes(self,
         o # A number or a name
     ):

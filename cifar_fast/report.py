@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_report.ipynb #d5fcac30
 from __future__ import annotations
-from .core import CifarFastError,atomic_write
+from .core import CifarFastError,atomic_write,harmless
 import base64,io,json,shlex
 from fastai.basics import *
 from PIL import Image
@@ -71,7 +71,7 @@ summary{cursor:pointer;color:var(--mark)}
 # %% ../nbs/20_report.ipynb #dfa62d21
 def _table(rows, head=None, numbers=()):
     'An HTML table; the columns in `numbers` are aligned to the right'
-    def row(cells, tag): return ft('tr', *[ft(tag, str(c), cls='num' if i in numbers else None) for i,c in enumerate(cells)])
+    def row(cells, tag): return ft('tr', *[ft(tag, harmless(c), cls='num' if i in numbers else None) for i,c in enumerate(cells)])
     top = [ft('thead', row(head, 'th'))] if head else []
     return ft('div', ft('table', *top, ft('tbody', *[row(r, 'td') for r in rows]), cls=None if head else 'facts'), cls='wide')
 
@@ -180,7 +180,7 @@ def report_run(
                ft('p', f"of the {len(preds.targs):,} test images, after the last epoch", cls='soft'), ft('p', c['recipe']['about']),
                ft('nav', *[ft('a', t, href=f'#s{i}') for i,t in enumerate(parts)]), _table(rows))]
     body += [ft('section', ft('h2', t, id=f's{i}'), *os) for i,(t,os) in enumerate(parts.items())]
-    with atomic_write(run/'report.html') as tmp: tmp.write_text(_page(lead, *body), encoding='utf-8')
+    with atomic_write(run/'report.html') as tmp: tmp.write_text(_page(lead, *body), 'utf-8', 'backslashreplace')
     return run/'report.html'
 
 # %% ../nbs/20_report.ipynb #b4273068
@@ -220,5 +220,5 @@ def compare_runs(
         names = ' and '.join(r['runs'][0].path.name for r in rows[:2])
         body.append(_picture(f'One image of each class, and the evidence for what {names} take it for', _side_by_side, rows, chart=False))
     body += [ft('h2', 'The runs'), ft('ul', *[ft('li', f"{r.path}: {run_results(r)['test_accuracy']:.2%}") for r in runs])]
-    with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), encoding='utf-8')
+    with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), 'utf-8', 'backslashreplace')
     return out
