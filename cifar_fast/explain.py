@@ -119,7 +119,7 @@ def explain(
     run:Run|str|Path,     # A finished run, or its folder
     paths:str|Path|list,  # Images: files, folders, patterns
     out:str|Path,         # A new folder for the pictures and explained.csv
-    k:int=3,              # How many classes to show for each image
+    k:int=None,           # How many classes to show for each image; None: three, or as many as there are
     layer=None,           # Where to look into the net, as in `grad_cam`; None: the last layer before the global pool
     target:str|int=None,  # Explain this class, by name or number; None: the most probable
     bs:int=16             # Images at once
@@ -128,6 +128,7 @@ def explain(
     if not isinstance(run, Run): run = Run(run)
     data,model,rows = run_data(run),run_model(run),[]
     vocab,net = data['classes'],PixelNet(model, data['mean'], data['std']).to(default_device())
+    if k is None: k = min(3, len(vocab))
     check_value(isinstance(k, int) and 1<=k<=len(vocab), 'k', k, f'a number of classes, 1 to {len(vocab)}')
     if isinstance(target, str) and target not in vocab and target.isdigit(): target = int(target)
     if target is not None: target = class_number(vocab, target)

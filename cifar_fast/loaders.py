@@ -100,6 +100,7 @@ def cifar_dls(
     ims = data if isinstance(data, ImageArrays) else load_images(data, size)
     n,h,w,_ = ims.train_x.shape
     splits = [*(split_valid(ims.train_y, valid_pct, seed) if valid_pct else [np.arange(n)]), n+np.arange(len(ims.test_y))]
+    if len(ims.vocab)<2: raise CifarFastError(f'{ims.name} has one class, {ims.vocab[0]}: a classifier needs two or more')
     if not 1<=bs<=len(splits[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(splits[0])}, the number of training images')
     if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
     mean,std = image_stats(ims.train_x)
