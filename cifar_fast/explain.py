@@ -17,7 +17,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'explain']
+__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv', 'explain']
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
@@ -103,6 +103,15 @@ def _row(path, name, probs, classes, k, shown, empty):
     best = {key: v for i,c in enumerate(top, 1) for key,v in ((f'class_{i}',classes[c]),(f'prob_{i}',float(probs[c])))}
     return dict(image=str(path), picture=name, **best, explained=classes[shown], evidence=not empty)
 
+# %% ../nbs/21_explain.ipynb #693f15c6
+def write_csv(
+    path:str|Path, # Where to
+    rows:list      # One dict a row
+):
+    'Write a table in which no name is taken for a formula'
+    texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
+    with atomic_write(path) as tmp: texts.to_csv(tmp, index=False)
+
 # %% ../nbs/21_explain.ipynb #ff634def
 def _explained(net, files, size, layer, target, bs):
     'For each file its image, its map, the probabilities, the class that the map explains, and whether there is no evidence for it'
@@ -142,5 +151,5 @@ def explain(
         with atomic_write(out/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
         plt.close(fig)
         rows.append(_row(f, name, probs, vocab, k, shown, empty))
-    with atomic_write(out/'explained.csv') as tmp: pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o).to_csv(tmp, index=False)
+    write_csv(out/'explained.csv', rows)
     return rows

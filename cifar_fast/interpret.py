@@ -6,6 +6,7 @@
 from __future__ import annotations
 from .core import *
 import math
+import torch.nn.functional as F
 from contextlib import contextmanager
 from fastai.basics import *
 from matplotlib.colors import PowerNorm
@@ -17,7 +18,7 @@ from sklearn.metrics import confusion_matrix,precision_recall_fscore_support
 
 # %% auto #0
 __all__ = ['plot_curves', 'plot_schedule', 'Predictions', 'raw_images', 'predicting', 'class_number', 'plot_per_class',
-           'plot_confusion', 'plot_confused_pairs', 'plot_reliability', 'plot_probs']
+           'plot_confusion', 'plot_confused_pairs', 'plot_reliability', 'plot_corrupted', 'plot_probs']
 
 # %% ../nbs/15_interpret.ipynb #9da8629d
 def plot_curves(
@@ -213,6 +214,30 @@ def calibration(self:Predictions,
     rows = [dict(zip(names, o)) for o in zip(*[c.tolist() for c in cols])]
     return rows,float(count@np.abs(acc-conf)/len(self))
 
+# %% ../nbs/15_interpret.ipynb #76ec553c
+@patch
+def temperature(self:Predictions
+)->float: # From .01 to 100; 1 where there is no mistake to learn from
+    'What to divide the logits by for the smallest cross-entropy of these images'
+    if self.correct.all(): return 1.
+    z,y,log_t = tensor(self.logits).double(),tensor(self.targs),torch.zeros(1, dtype=torch.double, requires_grad=True)
+    opt = torch.optim.LBFGS([log_t], max_iter=100, tolerance_grad=1e-9, line_search_fn='strong_wolfe')
+    def loss():
+        opt.zero_grad()
+        res = F.cross_entropy(z/log_t.exp(), y)
+        res.backward()
+        return res
+    opt.step(loss)
+    return float(log_t.exp().clamp(.01, 100))
+
+# %% ../nbs/15_interpret.ipynb #2cdcb389
+@patch
+def scaled(self:Predictions,
+    t:float # The temperature
+)->Predictions:
+    'The same predictions, as sure as the temperature `t` makes them'
+    return Predictions(self.logits/t, self.targs, self.vocab, self.images)
+
 # %% ../nbs/15_interpret.ipynb #39fb2556
 @patch
 def summary(self:Predictions
@@ -336,6 +361,21 @@ def plot_reliability(
     hist.bar(mid, count, .96/bins, color='.6')
     hist.set(xlim=(0,1), ylabel='images', xlabel='confidence in the predicted class')
     return [ax,hist]
+
+# %% ../nbs/15_interpret.ipynb #bff76ca2
+def plot_corrupted(
+    rows:list,                # One dict a strength: strength, and the accuracy for each kind of damage
+    ax=None,                  # Axes to draw on
+    figsize:tuple=(6.5,3.6)   # In inches, if there are none
+): # The axes
+    'Draw the accuracy against the strength of each kind of damage'
+    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    x,kinds = [r['strength'] for r in rows],[k for k in rows[0] if k!='strength']
+    for k in sorted(kinds, key=lambda k: -rows[-1][k]): ax.plot(x, [r[k] for r in rows], marker='.', label=k)
+    ax.set(xlabel='strength of the damage', ylabel='accuracy', title='Accuracy on corrupted copies', ylim=(0,1), xticks=x)
+    ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1,.5))
+    ax.grid(alpha=.3)
+    return ax
 
 # %% ../nbs/15_interpret.ipynb #825edd0c
 def plot_probs(

@@ -166,11 +166,25 @@ def _repeat(run):
             ft('p', f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. {repeats}", cls='soft'),
             ft('details', ft('summary', 'All values, versions and the machine'), ft('pre', json.dumps(c, indent=1, ensure_ascii=False)))]
 
+# %% ../nbs/20_report.ipynb #9692ecd0
+def _corrupted(run):
+    'Accuracy on damaged copies of the test images, if it was measured: a row of the first table, and a section'
+    if not (run/'corrupted.csv').exists(): return [],{}
+    clean,*rows = run.read_table('corrupted.csv')
+    kinds = {k: [r[k] for r in rows] for k in clean if k!='strength'}
+    cells = [[k, *[f'{v:.1%}' for v in o]] for k,o in kinds.items()] + [['mean', *[f'{np.mean(o):.1%}' for o in zip(*kinds.values())]]]
+    return [('accuracy on corrupted copies, mean', f'{np.mean([*kinds.values()]):.2%}')], {'Corrupted copies': [
+        _table(cells, ['damage', *[f"strength {r['strength']:.0f}" for r in rows]], numbers=range(1, len(rows)+1)),
+        _chart('Accuracy on copies of the test images, by kind and strength of the damage', plot_corrupted, [clean,*rows])]}
+
 # %% ../nbs/20_report.ipynb #052e2da2
 def _sections(run, learn, images, preds):
     'Headings, and what stands under each, for a run'
     results,notes = run_results(run),run_recipe(run).notes
     parts = {'Training': _training(run, learn, images), **predicted_sections(preds, learn)}
+    if t := results.get('temperature'): parts['Right and wrong'].append(
+        _chart(f'Calibration with the temperature {t:.2f}, which the validation images gave', plot_reliability, preds.scaled(t)))
+    parts |= _corrupted(run)[1]
     shape = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results.get('cam_localization', [])]
     if shape: parts['What it looked at'] = [_table(shape, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2]),
         _photo('Outlined shapes, and the heat of the trained net and of one with random weights', plot_cam_localization, learn, images)]
@@ -205,7 +219,7 @@ def report_run(
     quiet:bool=False # No progress bar
 )->Path: # The page
     'Write `report.html` into the folder of `run`'
-    rows,c = result_rows(run),run.config
+    rows,c = result_rows(run) + _corrupted(run)[0],run.config
     images = run_images(run)
     learn = run_learner(run, images)
     with learn.no_bar(), learn.no_logging():
