@@ -50,7 +50,7 @@ def match_classes(
     y = np.array([number[c] for c,k in zip(names, kept) if k], dtype=np.int64)
     extra,lost = sorted(set(names)-number.keys()),[c for c,i in number.items() if i not in y]
     if not len(y): raise CifarFastError(f"no image of a class that the net knows ({', '.join(vocab)}): there are {', '.join(map(repr, extra))}")
-    rows = [('left out, as the net does not know them', f"{(~kept).sum():,} images of {', '.join(o or 'no class' for o in extra)}")]*bool(extra)
+    rows = [('left out, of classes that the net does not know', f"{(~kept).sum():,}: {', '.join(o or 'no class' for o in extra)}")]*bool(extra)
     return kept,y,rows + [('classes without an image', ', '.join(lost))]*bool(lost)
 
 # %% ../nbs/21a_evaluate.ipynb #d88daefa
@@ -88,11 +88,11 @@ def evaluate_run(
     learn = run_learner_on(run, x[kept], y)
     with learn.no_bar(), learn.no_logging():
         preds = Predictions.from_learner(learn)
-        rows = [('images', f'{len(preds):,} from {data}'), *rows, *preds.summary()]
+        rows.insert(0, ('images', f'{len(preds):,} from {data}'))
         write_page(out/'evaluation.html', f'cifar_fast run {run.path.resolve().name}, evaluated', f"{run.config['recipe']['name']} on {Path(data).name}",
                    preds, ['images'], rows, predicted_sections(preds, learn), quiet)
     write_csv(out/'predictions.csv', preds.one_by_one(np.array(files, dtype=object)[kept]))
-    return preds,rows
+    return preds,rows + preds.summary()
 
 # %% ../nbs/21a_evaluate.ipynb #00d77253
 _coarse = dict(downscale=cv2.INTER_AREA, upscale=cv2.INTER_NEAREST)
@@ -100,8 +100,8 @@ corruptions = dict(
     noise      = lambda size, s: A.GaussNoise(std_range=(s*.05,s*.05), p=1),
     blur       = lambda size, s: A.GaussianBlur(blur_limit=0, sigma_limit=(s*size/64,s*size/64), p=1),
     bright     = lambda size, s: A.RandomBrightnessContrast((s*.15,s*.15), (0,0), p=1),
-    contrast   = lambda size, s: A.RandomBrightnessContrast((0,0), (-s*.25,-s*.25), p=1),
-    jpeg       = lambda size, s: A.ImageCompression(quality_range=(60//s**2,60//s**2), p=1),
+    contrast   = lambda size, s: A.ColorJitter(brightness=(1,1), contrast=(1-s*.25,1-s*.25), saturation=(1,1), hue=(0,0), p=1),
+    jpeg       = lambda size, s: A.ImageCompression(quality_range=(100//2**s,100//2**s), p=1),
     pixelated  = lambda size, s: A.Downscale(scale_range=(1/(s+1),1/(s+1)), interpolation_pair=_coarse, p=1),
     turned     = lambda size, s: batch_steps.rotate(15*s, p=1),
     covered    = lambda size, s: batch_steps.cutout(size*(s+1)//8, mean_fill))

@@ -217,18 +217,19 @@ def calibration(self:Predictions,
 # %% ../nbs/15_interpret.ipynb #76ec553c
 @patch
 def temperature(self:Predictions
-)->float: # From .01 to 100; 1 where there is no mistake to learn from
+)->float: # From a hundredth to a hundred times the spread of the logits; 1 where there is no mistake to learn from
     'What to divide the logits by for the smallest cross-entropy of these images'
     if self.correct.all(): return 1.
-    z,y,log_t = tensor(self.logits).double(),tensor(self.targs),torch.zeros(1, dtype=torch.double, requires_grad=True)
-    opt = torch.optim.LBFGS([log_t], max_iter=100, tolerance_grad=1e-9, line_search_fn='strong_wolfe')
+    z,y,b = tensor(self.logits).double(),tensor(self.targs),torch.ones(1, dtype=torch.double, requires_grad=True)
+    spread = float(z.std()) or 1.
+    opt = torch.optim.LBFGS([b], max_iter=100, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn='strong_wolfe')
     def loss():
         opt.zero_grad()
-        res = F.cross_entropy(z/log_t.exp(), y)
+        res = F.cross_entropy(z/spread*b, y)  # convex in `b`
         res.backward()
         return res
     opt.step(loss)
-    return float(log_t.exp().clamp(.01, 100))
+    return spread/b.clamp(.01, 100).item()
 
 # %% ../nbs/15_interpret.ipynb #2cdcb389
 @patch

@@ -183,7 +183,7 @@ def _sections(run, learn, images, preds):
     results,notes = run_results(run),run_recipe(run).notes
     parts = {'Training': _training(run, learn, images), **predicted_sections(preds, learn)}
     if t := results.get('temperature'): parts['Right and wrong'].append(
-        _chart(f'Calibration with the temperature {t:.2f}, which the validation images gave', plot_reliability, preds.scaled(t)))
+        _chart(f'Calibration with the temperature {t:.3g}, which the validation images gave', plot_reliability, preds.scaled(t)))
     parts |= _corrupted(run)[1]
     shape = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results.get('cam_localization', [])]
     if shape: parts['What it looked at'] = [_table(shape, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2]),
