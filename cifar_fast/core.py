@@ -24,7 +24,7 @@ cifar10_stats = (.4914,.4822,.4465),(.2470,.2435,.2616)
 mean_fill = tuple(round(255*m) for m in cifar10_stats[0])
 
 # %% ../nbs/00_core.ipynb #81eb38ff
-_odd = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')  # control, ends of lines, turns of direction, half characters
+_odd = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')  # control, line ends, directions, half characters
 
 def harmless(
     name:str,     # Such as that of a class, a file or a run

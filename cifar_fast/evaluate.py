@@ -43,14 +43,15 @@ def labelled_images(
 def match_classes(
     vocab:list, # The classes that the net knows
     names:list  # The class of each image
-)->tuple: # Which images are of a class that the net knows, bool; the numbers of their classes; rows of label and value that say what is missing
+)->tuple: # Which images are of a class that the net knows, bool; the numbers of their classes; pairs of label and value: what is missing
     'Classes by their names'
     number = {normalize('NFC', c): i for i,c in enumerate(vocab)}
     kept = np.array([c in number for c in names])
     y = np.array([number[c] for c,k in zip(names, kept) if k], dtype=np.int64)
     extra,lost = sorted(set(names)-number.keys()),[c for c,i in number.items() if i not in y]
-    if not len(y): raise CifarFastError(f"no image of a class that the net knows ({', '.join(vocab)}): there are {', '.join(map(repr, extra))}")
-    rows = [('left out, of classes that the net does not know', f"{(~kept).sum():,}: {', '.join(o or 'no class' for o in extra)}")]*bool(extra)
+    there = ', '.join(o or 'no class' for o in extra)
+    if not len(y): raise CifarFastError(f"no image of a class that the net knows ({', '.join(vocab)}): there are {there}")
+    rows = [('left out, of classes that the net does not know', f'{(~kept).sum():,}: {there}')]*bool(extra)
     return kept,y,rows + [('classes without an image', ', '.join(lost))]*bool(lost)
 
 # %% ../nbs/21a_evaluate.ipynb #d88daefa
@@ -89,8 +90,8 @@ def evaluate_run(
     with learn.no_bar(), learn.no_logging():
         preds = Predictions.from_learner(learn)
         rows.insert(0, ('images', f'{len(preds):,} from {data}'))
-        write_page(out/'evaluation.html', f'cifar_fast run {run.path.resolve().name}, evaluated', f"{run.config['recipe']['name']} on {Path(data).name}",
-                   preds, ['images'], rows, predicted_sections(preds, learn), quiet)
+        about,title = f'cifar_fast run {run.path.resolve().name}, evaluated', f"{run.config['recipe']['name']} on {Path(data).name}"
+        write_page(out/'evaluation.html', about, title, preds, ['images'], rows, predicted_sections(preds, learn), quiet)
     write_csv(out/'predictions.csv', preds.one_by_one(np.array(files, dtype=object)[kept]))
     return preds,rows + preds.summary()
 

@@ -111,7 +111,7 @@ def cam_layers(
     names = {m:k for k,m in model.named_modules() if k}
     logits,acts = _run(model, _images(x)[:1], names)
     lost = _only_tokens(logits, acts)
-    found = [names[m] for m,(_,turn) in acts.items() if turn and m not in lost and not isinstance(m, nn.Linear)]  # in the order in which they finish
+    found = [names[m] for m,(_,turn) in acts.items() if turn and m not in lost and not isinstance(m, nn.Linear)]  # as they finish
     if not found: raise CifarFastError(f'no layer of {type(model).__name__} puts out a map: Grad-CAM needs a convolutional net')
     def holds(k): return sum(o.startswith(f'{k}.') for o in found)
     while 1<n and (most := [k for k in found if 0<3*(len(found)-1)<=4*holds(k)]): found = [k for k in found if k not in most]

@@ -38,7 +38,8 @@ def repeat_command(
     base = recipes.get(recipe.name)
     if base is None: return f'# {recipe.name} is no recipe of this version: train_recipe(Recipe(**config["recipe"]), …) in Python'
     words = ['cifar_fast_train','--recipe',recipe.name]
-    for k,v in _changed(run, recipe, base).items(): words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
+    for k,v in _changed(run, recipe, base).items():
+        words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
     flags = [f'--{k}' for k in ('compile','graph') if c[k]]
     return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
 
@@ -224,7 +225,8 @@ def report_run(
     learn = run_learner(run, images)
     with learn.no_bar(), learn.no_logging():
         preds = run_predictions(run, learn, images)
-        return write_page(run/'report.html', f'cifar_fast run {run.path.resolve().name}', f"{c['recipe']['name']} on {c['data']['name']}", preds,
+        about,title = f'cifar_fast run {run.path.resolve().name}', f"{c['recipe']['name']} on {c['data']['name']}"
+        return write_page(run/'report.html', about, title, preds,
                       ['test images, after the last epoch', c['recipe']['about']], rows, _sections(run, learn, images, preds), quiet)
 
 # %% ../nbs/20_report.ipynb #b4273068

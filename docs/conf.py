@@ -102,7 +102,8 @@ def architecture(s):
     "The page with its figure, which then has the theme's colours and links, and with the table of rooms"
     link = r'<a href="\1.html">\g<0></a>'
     svg = re.sub(rf'<text class="name"[^>]*>({"|".join(rooms)})</text>', link, (here/'dataflow.svg').read_text(encoding='utf-8'))
-    def _row(k, d, used): return f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:].partition('_')[0]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |'
+    def _row(k, d, used):
+        return f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:].split("_")[0]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |'
     table = '\n'.join(['| Room | Number | Module | Holds | Imports |\n|--|--|--|--|--|', *[_row(k, *o) for k,o in rooms.items()]])
     s = re.sub(r'!\[.*\]\(dataflow.svg\)', lambda _: f'```{{raw}} html\n<div class="wide">{svg}</div>\n```', s)
     return s.replace('<!-- rooms -->', table)

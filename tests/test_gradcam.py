@@ -84,7 +84,7 @@ def test_transformers_equal_the_reference(x, kind, plus):
 
 @pytest.mark.parametrize('kind', ['vit','swin'])
 def test_transformers_by_the_formula(x, kind):
-    "By autograd on what the layer gives, laid out by hand; the deepest layers are all at different places of the net, and none is an attention"
+    "By autograd on what the layer gives, laid out by hand; no layer that is chosen is an attention"
     net,layer,reshape = small(kind)
     kept,module = [],find_layer(net, layer)[1]
     hook = module.register_forward_hook(lambda m, _, o: kept.append(o))
@@ -114,7 +114,8 @@ def test_what_is_no_map_is_refused(x):
     assert cam_layers(Net(), x)==['patch','norm'] and grad_cam(Net(), x[:2], 'norm').shape==(2,32,32)
     vit = small('vit')[0]
     for net,layer,msg in [(Net(), 'attn', "layer 'attn' gives 2×1×64×64, but Grad-CAM needs a map"), (Two(), None, 'Two fails on images'),
-                          (vit, 'encoder.layers.encoder_layer_2', 'by its class token alone'), (Net(lambda o: dict(out=o)), None, 'gives a dict'),
+                          (vit, 'encoder.layers.encoder_layer_2', 'by its class token alone'),
+                          (Net(lambda o: dict(out=o)), None, 'gives a dict'),
                           (vit, 'encoder.layers.encoder_layer_0.self_attention', 'gives a tuple')]:
         with pytest.raises(CifarFastError, match=msg) as e: grad_cam(net.eval(), x[:2], layer)
         assert '\n' not in str(e.value)

@@ -196,7 +196,8 @@ def test_temperature_is_the_best_number(times):
     p = draw()
     q = Predictions(p.logits*times, p.targs, p.vocab)
     t = q.temperature()
-    best = minimize_scalar(lambda o: q.scaled(np.exp(o)).losses.mean(), bounds=np.log(times)+np.array([-4,4]), method='bounded', options=dict(xatol=1e-9))
+    ends = np.log(times)+np.array([-4,4])
+    best = minimize_scalar(lambda o: q.scaled(np.exp(o)).losses.mean(), bounds=ends, method='bounded', options=dict(xatol=1e-9))
     assert t==pytest.approx(np.exp(best.x), rel=1e-3) and t==pytest.approx(times*p.temperature(), rel=1e-4)
     assert q.scaled(t).losses.mean()<=min(q.scaled(t*f).losses.mean() for f in np.geomspace(.2, 5, 201))+1e-7
     assert (q.scaled(t).preds==q.preds).all() and q.scaled(t).accuracy==q.accuracy
