@@ -4,7 +4,7 @@
 
 # %% ../nbs/24_cli.ipynb #c10a87d7
 from __future__ import annotations
-import inspect,re,signal,sys,time
+import inspect,re,signal,sys,time,warnings
 from argparse import SUPPRESS,ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +18,14 @@ from .recipes import *
 from .train import *
 from .report import *
 from .explain import explain
+from .evaluate import evaluate_corrupted,evaluate_run
 from .export import export_run
 from .bench import bench,bench_runs
 
 # %% auto #0
 __all__ = ['ScriptParser', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run', 'print_seeds',
            'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report',
-           'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_export', 'cifar_fast_bench']
+           'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate', 'cifar_fast_export', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
 class ScriptParser(ArgumentParser):
@@ -47,6 +48,7 @@ class ScriptParser(ArgumentParser):
             elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes'))
                 self.add_parameters(recipe_learner, ('recipe','images'))
+            elif o.annotation=='str | None': self.add_argument(k, nargs='?', default=None, **how)
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
@@ -68,6 +70,8 @@ def error(self:ScriptParser, message): raise CifarFastError(f'{message}; see {se
 def main()->int: # The exit code
     'Run the script that was called: one line and exit code 2 for what a person can mend, a hint after Ctrl-C'
     name = Path(sys.argv[0]).stem
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
+    warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # a box stands for it
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
     try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
@@ -85,7 +89,8 @@ def print_table(
     rows:list # Pairs of label and value
 ):
     'Print two columns'
-    width = max(len(str(a)) for a,_ in rows)
+    rows = [[harmless(o) for o in r] for r in rows]
+    width = max(len(a) for a,_ in rows)
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
 # %% ../nbs/24_cli.ipynb #68700f8f
@@ -234,6 +239,23 @@ def cifar_fast_explain(
     said = [', '.join(f"{r[f'class_{i}']} {r[f'prob_{i}']:.1%}" for i in (1,2,3) if f'class_{i}' in r) for r in rows]
     print_table([(r['image'],o) for r,o in zip(rows, said)] + [('pictures and table in',out)])
 
+# %% ../nbs/24_cli.ipynb #aa3c0dd3
+def cifar_fast_evaluate(
+    run:str,             # Folder of a finished run
+    data:str|None,     # Other images with labels: a folder of classes, an archive, the name of a data set
+    out:str=None,        # New folder for page and table (default: evaluated-DATE-TIME)
+    corrupt:bool=False,  # Score damaged copies of the run's own test images, too, and report it
+    quiet:bool=False     # No progress bar
+):
+    'Score a trained run on other labelled images, or on damaged copies of its own'
+    if not (data or corrupt): raise CifarFastError('nothing to score: name a folder of labelled images, or give --corrupt')
+    out = out or f'evaluated-{time.strftime("%Y%m%d-%H%M%S")}'
+    if data: print_table(evaluate_run(run, data, out, quiet)[1] + [('page and table in',out)])
+    if not corrupt: return
+    clean,*rows = evaluate_corrupted(run, quiet)
+    said = [(k, '  '.join(f'{r[k]:.1%}' for r in rows)) for k in clean if k!='strength']
+    print_table([('as they are',f"{run_results(Run(run))['test_accuracy']:.1%}"), *said, ('report',Path(run)/'report.html')])
+
 # %% ../nbs/24_cli.ipynb #2a63fcd5
 def cifar_fast_export(
     run:str,             # Folder of a finished run
@@ -264,4 +286,4 @@ def cifar_fast_bench(
     bench_runs(chosen, out, runs, **how)
 
 _scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
-                                   cifar_fast_export, cifar_fast_bench)}
+                                   cifar_fast_evaluate, cifar_fast_export, cifar_fast_bench)}

@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #afae0b33
 from __future__ import annotations
-import ctypes,difflib,errno,os
+import ctypes,difflib,errno,os,re
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -13,8 +13,9 @@ from fastcore.all import *
 from fastai.torch_core import default_device
 
 # %% auto #0
-__all__ = ['cifar10_stats', 'mean_fill', 'precisions', 'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole',
-           'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
+__all__ = ['cifar10_stats', 'mean_fill', 'precisions', 'harmless', 'CifarFastError', 'choose', 'check_value', 'check_fraction',
+           'check_whole', 'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory',
+           'trim_memory']
 
 # %% ../nbs/00_core.ipynb #3a5160a1
 cifar10_stats = (.4914,.4822,.4465),(.2470,.2435,.2616)
@@ -22,14 +23,29 @@ cifar10_stats = (.4914,.4822,.4465),(.2470,.2435,.2616)
 # %% ../nbs/00_core.ipynb #01f466fa
 mean_fill = tuple(round(255*m) for m in cifar10_stats[0])
 
+# %% ../nbs/00_core.ipynb #81eb38ff
+_odd = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')  # control, line ends, directions, half characters
+
+def harmless(
+    name:str,     # Such as that of a class, a file or a run
+    where:str='', # 'figure': for matplotlib; 'csv': for a table that a spreadsheet may open; otherwise for a screen or a page
+    most:int=24   # At most so many characters in a figure: the beginning and the end
+)->str: # One line, which every encoding of Unicode takes
+    'A name as it can be shown: what is no character to read is escaped, and nothing in it is taken for a formula'
+    text = _odd.sub(lambda m: repr(m[0])[1:-1], str(name))
+    if where=='figure':
+        text = text if len(text)<=most else f'{text[:most-5]}…{text[-4:]}'
+        return re.sub(r'(?<!\\)\$', r'\\$', text)
+    return f"'{text}" if where=='csv' and text.startswith(('=','+','-','@')) else text
+
 # %% ../nbs/00_core.ipynb #a26798dc
 class CifarFastError(Exception):
     'Something that the person at the keyboard can mend; the message says how'
     def __init__(self,
         msg:str # One line
     ):
-        super().__init__(msg)
-        self.msg = msg
+        self.msg = harmless(msg)
+        super().__init__(self.msg)
     def __str__(self): return self.msg  # whatever fastai, which names the callback an error came from, puts before it
 
 # %% ../nbs/00_core.ipynb #e37d3501

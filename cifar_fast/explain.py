@@ -5,7 +5,7 @@
 # %% ../nbs/21_explain.ipynb #a6d97005
 from __future__ import annotations
 from .core import *
-import glob
+import glob,re
 import torch.nn.functional as F
 from PIL import Image
 from fastai.basics import *
@@ -17,7 +17,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'explain']
+__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv', 'explain']
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
@@ -79,7 +79,7 @@ def plot_explained(
     probs:np.ndarray,   # Probability of each class
     vocab:list,         # Their names
     target:int=None,    # The class that the map explains; None: the most probable
-    k:int=3,            # How many classes to show
+    k:int=3,            # How many classes to show, at most
     title:str='',       # What to write above the picture
     axs=None,           # Three axes
     figsize:tuple=(9,3) # In inches, if there are none
@@ -88,9 +88,9 @@ def plot_explained(
     if axs is None: axs = plt.subplots(1, 3, figsize=figsize, layout='constrained')[1]
     img = _shrink(img)
     axs[0].imshow(img)
-    axs[0].set_title(title, parse_math=False)
+    axs[0].set_title(harmless(title, 'figure'))
     axs[0].set_axis_off()
-    show_cam(img, cam, ax=axs[1], title=f'evidence for {vocab[probs.argmax() if target is None else target]}')
+    show_cam(img, cam, ax=axs[1], title='evidence for '+harmless(vocab[probs.argmax() if target is None else target], 'figure'))
     plot_probs(probs, vocab, ax=axs[2], n=k)
     return list(axs)
 
@@ -100,6 +100,15 @@ def _row(path, name, probs, classes, k, shown, empty):
     top = np.argsort(-probs, kind='stable')[:k]
     best = {key: v for i,c in enumerate(top, 1) for key,v in ((f'class_{i}',classes[c]),(f'prob_{i}',float(probs[c])))}
     return dict(image=str(path), picture=name, **best, explained=classes[shown], evidence=not empty)
+
+# %% ../nbs/21_explain.ipynb #693f15c6
+def write_csv(
+    path:str|Path, # Where to
+    rows:list      # One dict a row
+):
+    'Write a table in which no name is taken for a formula'
+    texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
+    with atomic_write(path) as tmp: texts.to_csv(tmp, index=False)
 
 # %% ../nbs/21_explain.ipynb #ff634def
 def _explained(net, files, size, layer, target, bs):
@@ -117,7 +126,7 @@ def explain(
     run:Run|str|Path,     # A finished run, or its folder
     paths:str|Path|list,  # Images: files, folders, patterns
     out:str|Path,         # A new folder for the pictures and explained.csv
-    k:int=3,              # How many classes to show for each image
+    k:int=None,           # How many classes to show for each image; None: three, or as many as there are
     layer=None,           # Where to look into the net, as in `grad_cam`; None: the last layer before the global pool
     target:str|int=None,  # Explain this class, by name or number; None: the most probable
     bs:int=16             # Images at once
@@ -126,6 +135,7 @@ def explain(
     if not isinstance(run, Run): run = Run(run)
     data,model,rows = run_data(run),run_model(run),[]
     vocab,net = data['classes'],PixelNet(model, data['mean'], data['std']).to(default_device())
+    if k is None: k = min(3, len(vocab))
     check_value(isinstance(k, int) and 1<=k<=len(vocab), 'k', k, f'a number of classes, 1 to {len(vocab)}')
     if isinstance(target, str) and target not in vocab and target.isdigit(): target = int(target)
     if target is not None: target = class_number(vocab, target)
@@ -133,10 +143,11 @@ def explain(
     files,out = find_pictures(paths),check_free(out)
     for f in files: read_image(f)
     for i,(f,img,cam,probs,shown,empty) in enumerate(_explained(net, files, data['size'], layer, target, bs), 1):
-        name = f'{i:0{len(str(len(files)))}}-{f.stem[:60]}.png'
-        fig = plot_explained(img, cam, probs, vocab, shown, k, f.name if len(f.name)<=30 else f.name[:29]+'…')[0].figure
+        stem = re.sub(r'[^\w .-]', '_', f.stem)[:40]  # what every file system takes
+        name = f'{i:0{len(str(len(files)))}}-{stem}.png'
+        fig = plot_explained(img, cam, probs, vocab, shown, k, f.name)[0].figure
         with atomic_write(out/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
         plt.close(fig)
         rows.append(_row(f, name, probs, vocab, k, shown, empty))
-    with atomic_write(out/'explained.csv') as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    write_csv(out/'explained.csv', rows)
     return rows

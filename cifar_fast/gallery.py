@@ -4,7 +4,7 @@
 
 # %% ../nbs/16_gallery.ipynb #9270762d
 from __future__ import annotations
-from .core import CifarFastError
+from .core import CifarFastError,harmless
 from fastai.basics import *
 from .loaders import image_batch
 from .gradcam import cam_layers,grad_cam,show_cam
@@ -15,10 +15,7 @@ __all__ = ['montage', 'plot_classes', 'plot_predictions', 'plot_mistakes', 'plot
            'plot_cam_layers', 'plot_cam_pairs', 'plot_cam_classes', 'plot_cam_compare']
 
 # %% ../nbs/16_gallery.ipynb #c5a28d95
-def _short(name, n=12):
-    'At most `n` characters of a class name: the beginning and the end'
-    name = str(name)
-    return name if len(name)<=n else f'{name[:n-5]}…{name[-4:]}'
+def _short(name): return harmless(name, 'figure', 12)
 
 # %% ../nbs/16_gallery.ipynb #c25bd105
 def _pitch(side): return side + max(1, side//16)  # pixels from the beginning of one image to that of the next
@@ -208,7 +205,7 @@ def plot_cam_pairs(
         show_cam(img, cams[k+j], ax2)
         ax1.set_title(f'evidence for\n{_short(preds.vocab[said[j]])}', size=8)
         ax2.set_title(f'evidence for\n{_short(preds.vocab[true[j]])}', size=8)
-        plot_probs(preds.probs[i], [*map(_short, preds.vocab)], int(true[j]), bars, n=5)
+        plot_probs(preds.probs[i], preds.vocab, int(true[j]), bars, n=5)
         if j<k-1: bars.set(xlabel='', xticklabels=[])
     return axs.tolist()
 
@@ -262,5 +259,5 @@ def plot_cam_compare(
         for ax,img,c,p,cam in zip(row, images, classes, probs, grad_cam(learn.model, image_batch(learn.dls, images), layer)):
             show_cam(img, cam, ax)
             ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')
-        row[0].text(-.12, .5, name, size=9, rotation=90, ha='right', va='center', transform=row[0].transAxes)
+        row[0].text(-.12, .5, harmless(name, 'figure'), size=9, rotation=90, ha='right', va='center', transform=row[0].transAxes)
     return axs.tolist()

@@ -5,7 +5,7 @@
 # %% ../nbs/13_gradcam.ipynb #54583b50
 from __future__ import annotations
 from .core import CifarFastError,choose
-import difflib,sys
+import difflib,math,sys
 from copy import deepcopy
 from contextlib import nullcontext
 import torch.nn.functional as F
@@ -45,23 +45,60 @@ def _images(x):
     raise CifarFastError('Grad-CAM takes normalised images, a float tensor N×C×H×W such as image_batch gives, not '
                          f'{_shape(x)}{f" of {x.dtype}" if isinstance(x, Tensor) else ""}')
 
+# %% ../nbs/13_gradcam.ipynb #0107bb3e
+def _turn(o, x, grids, widths):
+    'How to turn what a layer puts out for the images `x` into N×C×H×W; None if it is no map of more than one pixel'
+    if not isinstance(o, Tensor) or o.ndim not in (3,4) or len(o)!=len(x) or not o.is_floating_point(): return
+    def tokens(g, n): return 0<=n-math.prod(g)<=8  # so many, and no more, stand for no place
+    def like(h, w): return abs(h*x.shape[3]-w*x.shape[2])<max(x.shape[2:])
+    if o.ndim==3:
+        h,w = max((g for g in grids if tokens(g, o.shape[1])), key=math.prod, default=(1,1))
+        return None if h*w==1 else lambda o: o[:,-h*w:].transpose(1, 2).unflatten(2, (h,w))
+    _,c,h,w = o.shape
+    if like(c, h) and not like(h, w): return None if c*h==1 else lambda o: o.permute(0,3,1,2)
+    rows = any(tokens(g, s) for g in grids[-1:] for s in ((h,) if like(h, w) else (c,h,w)))  # of tokens, as in an attention
+    return None if h*w==1 or rows or (like(c, h) and w in widths) else noop
+
+# %% ../nbs/13_gradcam.ipynb #210845c2
+def _watch(model, x, modules):
+    'Where the outputs of `modules` will be, each with its `_turn`, and the hooks that put them there'
+    acts,grids,widths = {},[],{m.normalized_shape[-1] for m in model.modules() if isinstance(m, nn.LayerNorm)}
+    def keep(m, _, o):
+        acts[m] = o,(turn := _turn(o, x, grids, widths))
+        if not turn: return
+        if not o.requires_grad: o = (o.clone() if o.is_inference() else o.detach()).requires_grad_()
+        acts[m] = o.as_subclass(Tensor),turn
+        return acts[m][0].clone().as_subclass(type(o))
+    def note(m, _, o):
+        if o.shape[2:].numel()>1: grids.append(tuple(o.shape[2:]))
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return acts,hooks + [m.register_forward_hook(keep) for m in modules]
+
 # %% ../nbs/13_gradcam.ipynb #0c667190
-def _run(model, x, modules, hook):
-    'What `model` gives for `x`, with forward hooks on `modules`, in eval mode, with a graph that begins at the hooks'
+def _run(model, x, modules):
+    'What `model` gives for `x` in eval mode, and of each of `modules` what it put out and how to read it, with a graph that begins there'
     training,params = [(m,m.training) for m in model.modules()],[p for p in model.parameters() if p.requires_grad]
     eager = torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
     device = getattr(one_param(model), 'device', x.device)
-    hooks = [m.register_forward_hook(hook) for m in modules]
+    acts,hooks = _watch(model, x, modules)
     try:
         for m,_ in training: m.training = False
         for p in params: p.requires_grad_(False)
-        with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True))
-    except RuntimeError as e:
+        with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True)),acts
+    except (RuntimeError,TypeError,ValueError,AssertionError) as e:  # of torch, of several inputs, of a net for images of one size
         raise CifarFastError(f'{type(model).__name__} fails on images of {_shape(x[0])}: {str(e).strip().partition(chr(10))[0]}') from e
     finally:
         for o in hooks: o.remove()
         for p in params: p.requires_grad_()
         for m,o in training: m.training = o
+
+# %% ../nbs/13_gradcam.ipynb #db3e8fd6
+def _only_tokens(logits, acts):
+    'The modules on which `logits` depend by tokens that stand for no place, and not by the map'
+    rows = {m: o for m,(o,turn) in acts.items() if turn and o.ndim==3}
+    if not rows or not isinstance(logits, Tensor) or not logits.requires_grad: return []
+    with torch.inference_mode(False): grads = torch.autograd.grad(logits.max(), rows.values(), allow_unused=True)
+    return [m for m,g in zip(rows, grads) if g is None or (g.any() and not acts[m][1](g).any())]
 
 # %% ../nbs/13_gradcam.ipynb #0bbbdae2
 def cam_layers(
@@ -71,13 +108,13 @@ def cam_layers(
 )->list: # Dotted names, deepest last
     'Layers at different depths of `model`, down to the last before the global pool'
     model = _bare(model)
-    names,found = {m:k for k,m in model.named_modules() if k},{}
-    def look(m, _, o):
-        if isinstance(o, Tensor) and o.ndim==4 and o.shape[2]*o.shape[3]>1: found[names[m]] = True
-    _run(model, _images(x)[:1], names, look)
-    found = list(found)  # in the order in which they finish
+    names = {m:k for k,m in model.named_modules() if k}
+    logits,acts = _run(model, _images(x)[:1], names)
+    lost = _only_tokens(logits, acts)
+    found = [names[m] for m,(_,turn) in acts.items() if turn and m not in lost and not isinstance(m, nn.Linear)]  # as they finish
     if not found: raise CifarFastError(f'no layer of {type(model).__name__} puts out a map: Grad-CAM needs a convolutional net')
-    while 1<n and len(found)>1 and all(o.startswith(f'{found[-1]}.') for o in found[:-1]): found.pop()  # all others are parts of it
+    def holds(k): return sum(o.startswith(f'{k}.') for o in found)
+    while 1<n and (most := [k for k in found if 0<3*(len(found)-1)<=4*holds(k)]): found = [k for k in found if k not in most]
     found = [o for o in found if not any(o.startswith(f'{k}.') for k in found)]
     if len(found)<=n: return found
     return [found[i] for i in np.linspace(len(found)-1, 1, n).round().astype(int)[::-1]]
@@ -122,12 +159,14 @@ def _cams(acts, logits, targets, plus, size):
     'The maps of all layers in `acts`, from one backward pass'
     if not isinstance(logits, Tensor) or logits.ndim!=2: raise CifarFastError(f'the net gives {_shape(logits)}, not logits N×classes')
     scores = logits.gather(1, _classes(targets, logits)[:,None]).float()
-    outs,res = list(acts.values()),{}
+    outs,res = [o for o,_ in acts.values()],{}
     with torch.autocast(logits.device.type, enabled=False):  # a backward pass takes the precisions of the forward pass
         grads = torch.autograd.grad(scores.sum(), outs, allow_unused=True) if scores.requires_grad else [None]*len(outs)
-    for (name,act),grad in zip(acts.items(), grads):
+    for (name,(act,turn)),grad in zip(acts.items(), grads):
         if grad is None: raise CifarFastError(f'the logits do not depend on layer {name!r}')
-        raw = _raw_map(act, grad, plus)
+        if grad.any() and not turn(grad).any():
+            raise CifarFastError(f'the logits depend on layer {name!r} by its class token alone: choose a layer before it')
+        raw = _raw_map(turn(act), turn(grad), plus)
         if not (ok := torch.cat([raw.flatten(1), scores], 1).isfinite().all(1)).all():
             raise CifarFastError(f'image {int(ok.int().argmin())} of the batch gives values that are not finite at layer {name!r}: '
                                  'look at the weights of the net, and at the image')
@@ -137,19 +176,13 @@ def _cams(acts, logits, targets, plus, size):
 # %% ../nbs/13_gradcam.ipynb #a16116a5
 def _look(model, x, layer, targets, plus):
     'The logits of `x`, and for each layer by name its maps'
-    model,x,acts = _bare(model),_images(x),{}
+    model,x = _bare(model),_images(x)
     if layer is None: layer = cam_layers(model, x, 1)
     names = dict(find_layer(model, o) for o in (layer if is_listy(layer) else [layer]))
-    def keep(m, _, o):
-        acts[m] = o
-        if not isinstance(o, Tensor) or o.ndim!=4 or not o.is_floating_point(): return
-        if not o.requires_grad: o = (o.clone() if o.is_inference() else o.detach()).requires_grad_()
-        acts[m] = o.as_subclass(Tensor)
-        return acts[m].clone().as_subclass(type(o))
-    logits = _run(model, x, names.values(), keep)
+    logits,acts = _run(model, x, names.values())
     for name,m in names.items():
-        o = acts.get(m)
-        if isinstance(o, Tensor) and o.ndim==4 and o.shape[2]*o.shape[3]>1 and o.is_floating_point(): continue
+        o,turn = acts.get(m, (None,None))
+        if turn: continue
         what = f'gives {_shape(o)}' if m in acts else 'is not used for these images'
         raise CifarFastError(f'layer {name!r} {what}, but Grad-CAM needs a map N×C×H×W of more than one pixel: choose from '
                              f"{', '.join(cam_layers(model, x, 99))}")

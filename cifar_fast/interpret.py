@@ -6,6 +6,7 @@
 from __future__ import annotations
 from .core import *
 import math
+import torch.nn.functional as F
 from contextlib import contextmanager
 from fastai.basics import *
 from matplotlib.colors import PowerNorm
@@ -17,7 +18,7 @@ from sklearn.metrics import confusion_matrix,precision_recall_fscore_support
 
 # %% auto #0
 __all__ = ['plot_curves', 'plot_schedule', 'Predictions', 'raw_images', 'predicting', 'class_number', 'plot_per_class',
-           'plot_confusion', 'plot_confused_pairs', 'plot_reliability', 'plot_probs']
+           'plot_confusion', 'plot_confused_pairs', 'plot_reliability', 'plot_corrupted', 'plot_probs']
 
 # %% ../nbs/15_interpret.ipynb #9da8629d
 def plot_curves(
@@ -29,7 +30,7 @@ def plot_curves(
     'Draw the loss and the accuracy of every epoch, in training and on held-out images'
     if not epochs: raise CifarFastError('no epoch to draw: the run has not finished its first')
     if axs is None: axs = plt.subplots(1, 2, figsize=figsize, layout='constrained')[1]
-    x,parts = [r['epoch'] for r in epochs],dict(train='training', valid='validation', test='test')
+    label,x,parts = harmless(label or '', 'figure'),[r['epoch'] for r in epochs],dict(train='training', valid='validation', test='test')
     for ax,what in zip(axs, ('loss','accuracy')):
         color = None
         for part,name in parts.items():
@@ -213,6 +214,31 @@ def calibration(self:Predictions,
     rows = [dict(zip(names, o)) for o in zip(*[c.tolist() for c in cols])]
     return rows,float(count@np.abs(acc-conf)/len(self))
 
+# %% ../nbs/15_interpret.ipynb #76ec553c
+@patch
+def temperature(self:Predictions
+)->float: # From a hundredth to a hundred times the spread of the logits; 1 where there is no mistake to learn from
+    'What to divide the logits by for the smallest cross-entropy of these images'
+    if self.correct.all(): return 1.
+    z,y,b = tensor(self.logits).double(),tensor(self.targs),torch.ones(1, dtype=torch.double, requires_grad=True)
+    spread = float(z.std()) or 1.
+    opt = torch.optim.LBFGS([b], max_iter=100, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn='strong_wolfe')
+    def loss():
+        opt.zero_grad()
+        res = F.cross_entropy(z/spread*b, y)  # convex in `b`
+        res.backward()
+        return res
+    opt.step(loss)
+    return spread/b.clamp(.01, 100).item()
+
+# %% ../nbs/15_interpret.ipynb #2cdcb389
+@patch
+def scaled(self:Predictions,
+    t:float # The temperature
+)->Predictions:
+    'The same predictions, as sure as the temperature `t` makes them'
+    return Predictions(self.logits/t, self.targs, self.vocab, self.images)
+
 # %% ../nbs/15_interpret.ipynb #39fb2556
 @patch
 def summary(self:Predictions
@@ -246,7 +272,7 @@ def plot_per_class(
     ax.hlines(y, [min(r['precision'],r['recall']) for r in rows], [max(r['precision'],r['recall']) for r in rows], color='.75', zorder=1)
     for k,marker,label in (('precision','>','precision'),('recall','<','recall'),('f1','o','F1')):
         ax.scatter([r[k] for r in rows], y, s=30 if n<=20 else 12, marker=marker, label=label, zorder=2)
-    ax.set_yticks(y, [r['class'] for r in rows], size=9 if n<=20 else 6)
+    ax.set_yticks(y, [harmless(r['class'], 'figure') for r in rows], size=9 if n<=20 else 6)
     ax.set(xlabel='fraction', title=f'Each class, sorted by F1 (mean {np.mean([r["f1"] for r in rows]):.3f})', ylim=(-.6,n-.4))
     ax.grid(alpha=.3)
     ax.legend(fontsize=8)
@@ -272,7 +298,7 @@ def plot_confusion(
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     im = ax.imshow(shown, cmap='Blues', interpolation='nearest', norm=PowerNorm(.5, 0, max(1, shown.max())))
     ticks = range(0, n, math.ceil(n/20))
-    for axis in (ax.xaxis,ax.yaxis): axis.set_ticks(ticks, [preds.vocab[i] for i in ticks], size=9 if n<=20 else 7)
+    for axis in (ax.xaxis,ax.yaxis): axis.set_ticks(ticks, [harmless(preds.vocab[i], 'figure') for i in ticks], size=9 if n<=20 else 7)
     ax.tick_params(axis='x', rotation=90 if n>20 else 45)
     what = 'per cent of each actual class' if normalize else 'number of images'
     ax.set(xlabel='predicted', ylabel='actual', title=f'Confusion matrix: {what}')
@@ -307,7 +333,8 @@ def plot_confused_pairs(
     'Draw the pairs of classes that are confused most'
     rows = preds.most_confused(n)
     if ax is None: ax = plt.subplots(figsize=ifnone(figsize, (6.5,1.1+.27*len(rows))), layout='constrained')[1]
-    bars = ax.barh([f"{r['actual']} taken for {r['predicted']}" for r in rows], [r['count'] for r in rows], color='tab:red', alpha=.8)
+    names = [' taken for '.join(harmless(r[k], 'figure') for k in ('actual','predicted')) for r in rows]
+    bars = ax.barh(names, [r['count'] for r in rows], color='tab:red', alpha=.8)
     ax.bar_label(bars, [f" {r['count']:,} ({r['fraction']:.1%})" for r in rows], size=8)
     ax.set(xlabel='images (and fraction of the actual class)', title='Most confused pairs')
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -336,6 +363,21 @@ def plot_reliability(
     hist.set(xlim=(0,1), ylabel='images', xlabel='confidence in the predicted class')
     return [ax,hist]
 
+# %% ../nbs/15_interpret.ipynb #bff76ca2
+def plot_corrupted(
+    rows:list,                # One dict a strength: strength, and the accuracy for each kind of damage
+    ax=None,                  # Axes to draw on
+    figsize:tuple=(6.5,3.6)   # In inches, if there are none
+): # The axes
+    'Draw the accuracy against the strength of each kind of damage'
+    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    x,kinds = [r['strength'] for r in rows],[k for k in rows[0] if k!='strength']
+    for k in sorted(kinds, key=lambda k: -rows[-1][k]): ax.plot(x, [r[k] for r in rows], marker='.', label=k)
+    ax.set(xlabel='strength of the damage', ylabel='accuracy', title='Accuracy on corrupted copies', ylim=(0,1), xticks=x)
+    ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1,.5))
+    ax.grid(alpha=.3)
+    return ax
+
 # %% ../nbs/15_interpret.ipynb #825edd0c
 def plot_probs(
     probs:np.ndarray,       # Probability of each class, C
@@ -361,7 +403,7 @@ def plot_probs(
         if not role: continue
         x,ha,color = (probs[c]-.02,'right','w') if probs[c]>.5 else (probs[c]+.02,'left','k')
         ax.text(x, i, f'{probs[c]:.1%} {role}', ha=ha, va='center', size=8, color=color)
-    ax.set_yticks(range(len(shown)), [vocab[c] for c in shown], size=8)
+    ax.set_yticks(range(len(shown)), [harmless(vocab[c], 'figure') for c in shown], size=8)
     ax.tick_params(axis='x', labelsize=8)
     ax.set_xlabel('probability', size=8)
     ax.set(xlim=(0,1), ylim=(len(shown)-.5,-.5))

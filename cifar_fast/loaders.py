@@ -12,7 +12,7 @@ from .augment import *
 from .device import *
 
 # %% auto #0
-__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassNumber', 'ImageDL', 'cifar_dls', 'image_batch']
+__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassName', 'ClassNumber', 'ImageDL', 'cifar_dls', 'image_batch']
 
 # %% ../nbs/05_loaders.ipynb #2bd08c44
 def image_stats(
@@ -39,8 +39,13 @@ class ReadImage(Transform):
         return (image_array if isinstance(o, (np.ndarray,Image.Image)) else read_image)(o, self.size)
 
 # %% ../nbs/05_loaders.ipynb #86e4ef76
+class ClassName(Category):
+    'A name that is drawn as it is: nothing in it is a formula'
+    def show(self, ctx=None, **kwargs): return show_title(harmless(self, 'figure', 12), ctx=ctx, **merge(self._show_args, kwargs))
+
 class ClassNumber(Categorize):
     'The number of a class, from the number or the name; decodes to the name'
+    def decodes(self, o): return ClassName(self.vocab[o])
     def encodes(self,
         o # A number or a name
     ):
@@ -88,17 +93,19 @@ def cifar_dls(
     num_workers:int=0,           # Processes that augment items; 0: this one, which is best on a CPU that also trains
     val_bs:int=None,             # Images in a batch that is not trained on; None: `bs`
     device:str|torch.device=None,# Where the batches go; None: fastai's default device
-    pipeline:str='item'          # Augment single items ('item') or whole batches on the device ('device')
+    pipeline:str='item',         # Augment single items ('item') or whole batches on the device ('device')
+    stats:tuple=None             # Mean and standard deviation of each channel to normalise with, 0…1; None: those of the training images
 )->DataLoaders: # Training; validation, if any; test
-    '`DataLoaders` of a data set, augmented by `policy` and normalised with its own statistics'
+    '`DataLoaders` of a data set, augmented by `policy` and normalised'
     dl_type = choose(pipeline, pipelines, 'pipeline')
     check_value(pipeline=='item' or not num_workers, 'num_workers', num_workers, "0, or pipeline='item': workers augment single items")
     ims = data if isinstance(data, ImageArrays) else load_images(data, size)
     n,h,w,_ = ims.train_x.shape
     splits = [*ims.split(valid_pct, seed), n+np.arange(len(ims.test_y))]
+    if len(ims.vocab)<2: raise CifarFastError(f'{ims.name} has one class, {ims.vocab[0]}: a classifier needs two or more')
     if not 1<=bs<=len(splits[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(splits[0])}, the number of training images')
     if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
-    mean,std = image_stats(ims.train_x)
+    mean,std = stats or image_stats(ims.train_x)
     tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
     items = [*zip(ims.train_x, ims.train_y.tolist()), *zip(ims.test_x, ims.test_y.tolist())]
     ds = ImageItems(items, tfms, splits=[o.tolist() for o in splits])

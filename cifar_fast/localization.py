@@ -4,7 +4,7 @@
 
 # %% ../nbs/14_localization.ipynb #2f715591
 from __future__ import annotations
-from .core import CifarFastError
+from .core import CifarFastError,harmless
 from fastai.basics import *
 from .data import ImageArrays
 from .loaders import image_batch
@@ -90,7 +90,7 @@ def plot_cam_localization(
     if axs is None: axs = plt.subplots(3, len(x), figsize=figsize or (1.2*len(x)+.3,4.1), layout='constrained', squeeze=False)[1]
     for i,col in enumerate(np.asarray(axs).T):
         col[0].imshow(x[i], interpolation='nearest')
-        col[0].set(title=images.vocab[y[i]], xticks=[], yticks=[])
+        col[0].set(title=harmless(images.vocab[y[i]], 'figure'), xticks=[], yticks=[])
         col[0].spines[:].set_visible(False)
         for ax,c in zip(col[1:], cams): show_cam(x[i], c[i], ax).set_xlabel(f'{energy_on_object(c[i:i+1], masks[i:i+1])[0]:.0%}')
         for ax in col: ax.contour(masks[i], [.5], colors='w', linewidths=1)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_report.ipynb #d5fcac30
 from __future__ import annotations
-from .core import CifarFastError,atomic_write
+from .core import CifarFastError,atomic_write,harmless
 import base64,io,json,shlex
 from fastai.basics import *
 from PIL import Image
@@ -19,9 +19,17 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['repeat_command', 'report_run', 'compare_runs']
+__all__ = ['repeat_command', 'predicted_sections', 'write_page', 'report_run', 'compare_runs']
 
 # %% ../nbs/20_report.ipynb #c292112d
+def _changed(run, recipe, base):
+    'The values in which `run` and its `recipe` differ from the recipe `base`'
+    def other(than): return {k: v for k,v in vars(recipe).items() if k not in ('name','about','notes') and v!=getattr(than, k)}
+    res = other(base)
+    res |= other(base.replace(**res))  # what would follow and did not
+    return res | {k: run.config[k] for k in ('seed','valid_pct','num_workers') if run.config[k]}
+
+# %% ../nbs/20_report.ipynb #1843fa8a
 def repeat_command(
     run:Run # A run
 )->str: # For a shell
@@ -29,12 +37,9 @@ def repeat_command(
     c,recipe = run.config,run_recipe(run)
     base = recipes.get(recipe.name)
     if base is None: return f'# {recipe.name} is no recipe of this version: train_recipe(Recipe(**config["recipe"]), …) in Python'
-    def other(than): return {k: v for k,v in vars(recipe).items() if k not in ('name','about','notes') and v!=getattr(than, k)}
-    changed = other(base)
-    changed |= other(base.replace(**changed))  # what would follow and did not
-    changed |= {k: c[k] for k in ('seed','valid_pct','num_workers') if c[k]}
     words = ['cifar_fast_train','--recipe',recipe.name]
-    for k,v in changed.items(): words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
+    for k,v in _changed(run, recipe, base).items():
+        words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
     flags = [f'--{k}' for k in ('compile','graph') if c[k]]
     return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
 
@@ -71,7 +76,7 @@ summary{cursor:pointer;color:var(--mark)}
 # %% ../nbs/20_report.ipynb #dfa62d21
 def _table(rows, head=None, numbers=()):
     'An HTML table; the columns in `numbers` are aligned to the right'
-    def row(cells, tag): return ft('tr', *[ft(tag, str(c), cls='num' if i in numbers else None) for i,c in enumerate(cells)])
+    def row(cells, tag): return ft('tr', *[ft(tag, harmless(c), cls='num' if i in numbers else None) for i,c in enumerate(cells)])
     top = [ft('thead', row(head, 'th'))] if head else []
     return ft('div', ft('table', *top, ft('tbody', *[row(r, 'td') for r in rows]), cls=None if head else 'facts'), cls='wide')
 
@@ -104,60 +109,110 @@ def _picture(
     return ft('figure', ft('img', src=src, alt=caption, cls='chart' if chart else None, void_=True), ft('figcaption', caption))
 
 # %% ../nbs/20_report.ipynb #f127c4f5
-def _pictures(run, learn, images, preds):
-    'Headings, and for each the functions that draw the pictures under it'
-    def chart(*args): return partial(_picture, *args)
-    def photo(*args, **kwargs): return partial(_picture, *args, chart=False, **kwargs)
+def _chart(*args): return partial(_picture, *args)
+def _photo(*args, **kwargs): return partial(_picture, *args, chart=False, **kwargs)
+
+def _right_and_wrong(preds):
+    'Figures of how often the net is right and how sure'
+    classes = [[r['class'], *[f'{r[k]:.3f}' for k in ('precision','recall','f1')], r['support']] for r in preds.per_class()]
+    return [_table(preds.summary()), _table(classes, ['class','precision','recall','F1','images'], numbers=range(1, 5)),
+            _chart('Precision, recall and F1 of each class', plot_per_class, preds),
+            _chart('Confusion matrix: images of each class (rows) by what they were taken for (columns)', plot_confusion, preds),
+            _chart('The same as per cent of each class', plot_confusion, preds, True),
+            _chart('The pairs that are confused most', plot_confused_pairs, preds),
+            _chart('Calibration: how often the net is right, against how sure it is', plot_reliability, preds)]
+
+# %% ../nbs/20_report.ipynb #f127c4f6
+def predicted_sections(
+    preds:Predictions, # With images
+    learn:Learner      # The one that made them
+)->dict: # Headings, and under each elements and functions that make one
+    'What a page says of any predictions'
+    def classes(): return plot_cam_classes(preds, learn, preds.most_confident(preds.correct)[0])
+    return {'Right and wrong': _right_and_wrong(preds), 'Mistakes': [
+        _photo('The mistakes that the net is most confident of', plot_mistakes, preds),
+        _photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
+        _photo('Grad-CAM at four depths of the net: the maps, and below them over the image', plot_cam_layers, preds, learn, dpi=80),
+        _photo('Evidence for the predicted class beside evidence for the actual one', plot_cam_pairs, preds, learn)],
+    'Right answers': [
+        _photo('The right answers that the net is most confident of', plot_correct, preds),
+        _photo('One image, and the evidence for each class', classes)]}
+
+# %% ../nbs/20_report.ipynb #8c73b009
+def _training(run, learn, images):
+    'Data and training'
     def batch():
         learn.dls.train.show_batch(max_n=16, figsize=(7,7))
         return plt.gcf().axes
-    found = {'Training': [
-        photo('Training images of each class', plot_classes, images.train_x, images.train_y, images.vocab),
-        chart('Loss and accuracy of every epoch, averaged over all its images', plot_curves, run.read_table('history.csv')),
-        chart('The learning rate of every step', plot_schedule, run.read_table('steps.csv')),
-        photo('Training images as the net sees them, augmented', batch)]}
-    found['Right and wrong'] = [
-        chart('Precision, recall and F1 of each class', plot_per_class, preds),
-        chart('Confusion matrix: images of each class (rows) by what they were taken for (columns)', plot_confusion, preds),
-        chart('The same as per cent of each class', plot_confusion, preds, True),
-        chart('The pairs that are confused most', plot_confused_pairs, preds),
-        chart('Calibration: how often the net is right, against how sure it is', plot_reliability, preds)]
-    found['Mistakes'] = [
-        photo('The mistakes that the net is most confident of', plot_mistakes, preds),
-        photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
-        photo('Grad-CAM at four depths of the net: the maps, and below them over the image', plot_cam_layers, preds, learn, dpi=80),
-        photo('Evidence for the predicted class beside evidence for the actual one', plot_cam_pairs, preds, learn)]
-    found['Right answers'] = [
-        photo('The right answers that the net is most confident of', plot_correct, preds),
-        photo('One image, and the evidence for each class', lambda: plot_cam_classes(preds, learn, preds.most_confident(preds.correct)[0]))]
-    if 'cam_localization' in run_results(run): found['What it looked at'] = [
-        photo('Outlined shapes, and the heat of the trained net and of one with random weights', plot_cam_localization, learn, images)]
-    return found
+    return [_photo('Training images of each class', plot_classes, images.train_x, images.train_y, images.vocab),
+            _chart('Loss and accuracy of every epoch, averaged over all its images', plot_curves, run.read_table('history.csv')),
+            _chart('The learning rate of every step', plot_schedule, run.read_table('steps.csv')),
+            _photo('Training images as the net sees them, augmented', batch)]
 
-# %% ../nbs/20_report.ipynb #8c73b009
-def _tables(run, model, preds):
-    'Headings, and for each the tables and texts under it'
-    c,results,notes = run.config,run_results(run),run_recipe(run).notes
-    classes = [[r['class'], *[f'{r[k]:.3f}' for k in ('precision','recall','f1')], r['support']] for r in preds.per_class()]
-    net = model_summary(model.cpu(), preds.images.shape[1])
-    layers = [['\u2003'*n.count('.')+n.split('.')[-1], o.type, '×'.join(map(str, o.output)), f'{o.parameters:,}', f'{o.MACs/1e6:,.2f} M',
-               o.field] for n,o in net.iterrows()]
+# %% ../nbs/20_report.ipynb #b78ae9bd
+def _net(model, size):
+    'The layers of the net'
+    net = model_summary(model.cpu(), size)
+    rows = [['\u2003'*n.count('.')+n.split('.')[-1], o.type, '×'.join(map(str, o.output)), f'{o.parameters:,}', f'{o.MACs/1e6:,.2f} M',
+             o.field] for n,o in net.iterrows()]
+    return _table(rows, ['layer',*net.columns], numbers=[3,4,5])
+
+# %% ../nbs/20_report.ipynb #7005f17d
+def _repeat(run):
+    'Command, data, and all values'
+    c = run.config
     repeats = f"A seed repeats initial weights, order and augmentation; the convolutions of the {c['device']} do not repeat to the bit."
     if ' cpu, ' in c['device']: repeats = 'On the same machine and versions, a seed repeats its weights to the bit.'
-    parts = {'Training': [],
-             'Right and wrong': [_table(preds.summary()),
-                                 _table(classes, ['class','precision','recall','F1','images'], numbers=range(1, 5))],
-             'Mistakes': [], 'Right answers': []}
-    if 'cam_localization' in results:
-        rows = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results['cam_localization']]
-        parts['What it looked at'] = [_table(rows, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2])]
-    parts['The net'] = [_table(layers, ['layer',*net.columns], numbers=[3,4,5])]
+    return [ft('pre', repeat_command(run)),
+            ft('p', f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. {repeats}", cls='soft'),
+            ft('details', ft('summary', 'All values, versions and the machine'), ft('pre', json.dumps(c, indent=1, ensure_ascii=False)))]
+
+# %% ../nbs/20_report.ipynb #9692ecd0
+def _corrupted(run):
+    'Accuracy on damaged copies of the test images, if it was measured: a row of the first table, and a section'
+    if not (run/'corrupted.csv').exists(): return [],{}
+    clean,*rows = run.read_table('corrupted.csv')
+    kinds = {k: [r[k] for r in rows] for k in clean if k!='strength'}
+    cells = [[k, *[f'{v:.1%}' for v in o]] for k,o in kinds.items()] + [['mean', *[f'{np.mean(o):.1%}' for o in zip(*kinds.values())]]]
+    return [('accuracy on corrupted copies, mean', f'{np.mean([*kinds.values()]):.2%}')], {'Corrupted copies': [
+        _table(cells, ['damage', *[f"strength {r['strength']:.0f}" for r in rows]], numbers=range(1, len(rows)+1)),
+        _chart('Accuracy on copies of the test images, by kind and strength of the damage', plot_corrupted, [clean,*rows])]}
+
+# %% ../nbs/20_report.ipynb #052e2da2
+def _sections(run, learn, images, preds):
+    'Headings, and what stands under each, for a run'
+    results,notes = run_results(run),run_recipe(run).notes
+    parts = {'Training': _training(run, learn, images), **predicted_sections(preds, learn)}
+    if t := results.get('temperature'): parts['Right and wrong'].append(
+        _chart(f'Calibration with the temperature {t:.3g}, which the validation images gave', plot_reliability, preds.scaled(t)))
+    parts |= _corrupted(run)[1]
+    shape = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results.get('cam_localization', [])]
+    if shape: parts['What it looked at'] = [_table(shape, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2]),
+        _photo('Outlined shapes, and the heat of the trained net and of one with random weights', plot_cam_localization, learn, images)]
+    parts['The net'] = [partial(_net, learn.model, images.test_x.shape[1])]
     if notes: parts['Where the original differs from what it says'] = [ft('ul', *[ft('li', o) for o in notes])]
-    parts['How to repeat it'] = [
-        ft('pre', repeat_command(run)),
-        ft('p', f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. {repeats}", cls='soft'),
-        ft('details', ft('summary', 'All values, versions and the machine'), ft('pre', json.dumps(c, indent=1, ensure_ascii=False)))]
-    return parts
+    return parts | {'How to repeat it': _repeat(run)}
+
+# %% ../nbs/20_report.ipynb #6578cc22
+def write_page(
+    path:str|Path,     # Where to
+    about:str,         # What the page is about, such as 'cifar_fast run mine'
+    title:str,         # Its title
+    preds:Predictions, # Whose accuracy it tells
+    texts:list,        # What images they are of, and more to say above the table
+    rows:list,         # The table: pairs of label and value
+    parts:dict,        # Headings, and under each elements and functions that make one; see `predicted_sections`
+    quiet:bool=False   # No progress bar
+)->Path: # `path`
+    'Draw what is to be drawn, and write one page'
+    todo = [(os,i) for os in parts.values() for i,o in enumerate(os) if isinstance(o, partial)]
+    for os,i in progress_bar(todo, display=not quiet): os[i] = os[i]()
+    body = [ft('header', ft('p', about, cls='soft'), ft('h1', title), ft('p', f'{preds.accuracy:.2%}', cls='lead'),
+               ft('p', f'of the {len(preds):,} {texts[0]}', cls='soft'), *[ft('p', o) for o in texts[1:]],
+               ft('nav', *[ft('a', t, href=f'#s{i}') for i,t in enumerate(parts)]), _table(rows))]
+    body += [ft('section', ft('h2', t, id=f's{i}'), *os) for i,(t,os) in enumerate(parts.items())]
+    with atomic_write(path) as tmp: tmp.write_text(_page(title, *body), 'utf-8', 'backslashreplace')
+    return Path(path)
 
 # %% ../nbs/20_report.ipynb #e546df95
 def report_run(
@@ -165,23 +220,14 @@ def report_run(
     quiet:bool=False # No progress bar
 )->Path: # The page
     'Write `report.html` into the folder of `run`'
-    rows,c = result_rows(run),run.config
+    rows,c = result_rows(run) + _corrupted(run)[0],run.config
     images = run_images(run)
     learn = run_learner(run, images)
     with learn.no_bar(), learn.no_logging():
         preds = run_predictions(run, learn, images)
-        draws = [(title,draw) for title,draws in _pictures(run, learn, images, preds).items() for draw in draws]
-        drawn = [(title,draw()) for title,draw in progress_bar(draws, display=not quiet)]
-    parts = _tables(run, learn.model, preds)
-    for title,picture in drawn: parts[title].append(picture)
-    lead = f"{c['recipe']['name']} on {c['data']['name']}"
-    body = [ft('header', ft('p', f'cifar_fast run {run.path.resolve().name}', cls='soft'), ft('h1', lead),
-               ft('p', f'{preds.accuracy:.2%}', cls='lead'),
-               ft('p', f"of the {len(preds.targs):,} test images, after the last epoch", cls='soft'), ft('p', c['recipe']['about']),
-               ft('nav', *[ft('a', t, href=f'#s{i}') for i,t in enumerate(parts)]), _table(rows))]
-    body += [ft('section', ft('h2', t, id=f's{i}'), *os) for i,(t,os) in enumerate(parts.items())]
-    with atomic_write(run/'report.html') as tmp: tmp.write_text(_page(lead, *body), encoding='utf-8')
-    return run/'report.html'
+        about,title = f'cifar_fast run {run.path.resolve().name}', f"{c['recipe']['name']} on {c['data']['name']}"
+        return write_page(run/'report.html', about, title, preds,
+                      ['test images, after the last epoch', c['recipe']['about']], rows, _sections(run, learn, images, preds), quiet)
 
 # %% ../nbs/20_report.ipynb #b4273068
 def _comparison(rows):
@@ -220,5 +266,5 @@ def compare_runs(
         names = ' and '.join(r['runs'][0].path.name for r in rows[:2])
         body.append(_picture(f'One image of each class, and the evidence for what {names} take it for', _side_by_side, rows, chart=False))
     body += [ft('h2', 'The runs'), ft('ul', *[ft('li', f"{r.path}: {run_results(r)['test_accuracy']:.2%}") for r in runs])]
-    with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), encoding='utf-8')
+    with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), 'utf-8', 'backslashreplace')
     return out

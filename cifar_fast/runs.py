@@ -121,6 +121,8 @@ result_labels = dict(test_accuracy=('test accuracy, last epoch','{:.2%}'), tta_a
               test_loss=('test loss, last epoch','{:.4f}'), valid_accuracy=('validation accuracy, last epoch','{:.2%}'),
               best_valid_accuracy=('validation accuracy, best epoch','{:.2%}'), best_epoch=('best epoch, by validation','{}'),
               best_test_accuracy=('test accuracy of that epoch','{:.2%}'), epochs=('epochs','{}'),
+              temperature=('temperature, fitted on the validation images','{:.3g}'), ece=('calibration error on the test images','{:.2%}'),
+              ece_scaled=('the same with that temperature','{:.2%}'),
               train_seconds=('training time','{:,.0f} s'), images_per_second=('training speed','{:,.0f} images/s'))
 
 # %% ../nbs/11_runs.ipynb #5e1623e7

@@ -211,6 +211,9 @@ def finish_run(self:Learner,
         start = time.perf_counter()
         with self.no_bar(): more['tta_accuracy'] = float(accuracy(*self.get_preds(test, cbs=FlipShiftTTA(), act=noop)))
         more['tta_seconds'] = time.perf_counter()-start
+    if test==2:
+        t = Predictions.from_learner(self, 1).temperature()
+        more.update(temperature=t, ece=preds.calibration()[1], ece_scaled=preds.scaled(t).calibration()[1])
     results = dict(self.final_results(run, preds), **more)  # last, as it may put the best weights in the place of the last
     with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
     return results

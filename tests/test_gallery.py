@@ -1,7 +1,10 @@
 "Pictures of single images and GIFs: what a person can mend gets one line, and looking at a net does not change it"
-import random
+import csv,os,random,warnings
 from dataclasses import replace
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
+from matplotlib.cbook import is_math_text
+from matplotlib.text import Text
+from conftest import draw_folder
 from PIL import Image
 from fastai.basics import set_seed
 import cifar_fast.gallery as gallery
@@ -136,3 +139,49 @@ def test_augment_gif(ims, tmp_path):
     assert n==6
     left = (first.shape[1]-96)//2
     assert np.abs(first[-96:,left:left+96][::6,::6]-ims.test_x[0]).mean()<3
+
+# --- names of any kind ----------------------------------------------------------------------------------------------
+
+odd = [r'$\x$', os.fsdecode(b'=caf\xe9'), 'two\n\x1b[2J<b>"\'']  # a formula, no UTF-8 and a sum, and the signs of a terminal and of HTML
+row = dict(epoch=1, train_loss=1., test_loss=1., train_accuracy=.5, test_accuracy=.5)
+named = dict(figures, plot_per_class=lambda p,l: plot_per_class(p), plot_confusion=lambda p,l: plot_confusion(p),
+             plot_confused_pairs=lambda p,l: plot_confused_pairs(p), plot_probs=lambda p,l: plot_probs([.5,.3,.2], odd, odd[1]),
+             plot_classes=lambda p,l: plot_classes(p.images, p.targs, odd), plot_curves=lambda p,l: plot_curves([row], label=odd[0]),
+             plot_cam_compare=lambda p,l: plot_cam_compare(l, l, p.images, p.targs, odd),
+             plot_explained=lambda p,l: plot_explained(p.images[0], np.ones((16,16)), np.array([.5,.3,.2]), odd, title=odd[0]),
+             plot_cam_localization=lambda p,l: plot_cam_localization(l, replace(l.images, test_mask=l.images.test_x[...,0]>128), 3),
+             show_batch=lambda p,l: [l.dls.show_batch(), plt.gcf().axes][1])
+
+@pytest.fixture(scope='module')
+def odd_learn(ims):
+    learn = train(replace(ims, vocab=odd))
+    learn.images = replace(ims, vocab=odd)
+    return learn
+
+@pytest.mark.parametrize('name', named)
+def test_figures_with_odd_names(preds, odd_learn, name):
+    "Every figure that shows names draws them, as they are and on one line"
+    axs = named[name](Predictions(preds.logits, preds.targs, odd, preds.images), odd_learn)
+    fig = np.ravel(np.array(axs, dtype=object))[0].figure
+    with warnings.catch_warnings(action='error'): fig.canvas.draw()
+    texts = [t.get_text() for t in fig.findobj(Text) if t.get_visible()]
+    assert not any(is_math_text(t) or '\x1b' in t or '\udce9' in t for t in texts)
+    assert any(r'\$\x' in t or r'\udce9' in t or r'two\n' in t for t in texts), texts
+
+def test_a_run_with_odd_names(tmp_path, monkeypatch):
+    "From training to page and table, with two classes: nothing fails, and nothing does what a name says"
+    data = draw_folder(tmp_path/'=data', odd[1:], n=8, n_test=4)
+    recipe = get_recipe('demo').replace(data=str(data), epochs=1, bs=8, model_args=dict(width=4, scale=.125))
+    train_recipe(recipe, tmp_path/'r', quiet=True)
+    page = report_run(Run(tmp_path/'r'), quiet=True).read_text('utf-8')
+    assert r'caf\udce9' in page and r'two\n\x1b[2J&lt;b&gt;' in page and '<b>' not in page and '\x1b' not in page
+    photo = tmp_path/'=1.png'
+    Image.fromarray(np.zeros((8,8,3), np.uint8)).save(photo)
+    monkeypatch.chdir(tmp_path)
+    explain(tmp_path/'r', '=1.png', tmp_path/'out')
+    with open(tmp_path/'out'/'explained.csv', newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
+    assert "'=1.png" in rows[1] and len(rows)==2 and not any(c.startswith('=') or '\n' in c for c in rows[1])
+
+def test_one_class(tmp_path):
+    one = draw_folder(tmp_path/'d', ['ant'], 4, 2)
+    with pytest.raises(CifarFastError, match='one class, ant: a classifier needs two'): cifar_dls(one, bs=2)

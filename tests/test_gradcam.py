@@ -3,6 +3,7 @@ import contextlib,gc,os,shutil
 from copy import deepcopy
 from dataclasses import replace
 import numpy as np,pytest,torch
+import torch.nn.functional as F
 from torch import nn
 from fastai.callback.core import Callback,CancelValidException
 from fastai.learner import Learner
@@ -60,6 +61,65 @@ def test_equals_the_reference(full_net, x, plus, given):
         assert np.abs(ours[name].numpy()-theirs).max()<1e-5, name
         assert (theirs.max((1,2))==0).tolist()==ours[name].empty.tolist()
         assert ours[name].empty.sum()<=2, f'{name}: too few maps to compare'
+
+def small(kind):
+    "A net of torchvision that puts out tokens or N×H×W×C, and how the reference is told to read the layer"
+    from torchvision.models import SwinTransformer,VisionTransformer
+    torch.manual_seed(0)
+    if kind=='swin': return SwinTransformer([2,2], 24, [1,1], [2,2], [4,4], num_classes=10).eval(),'features.3',lambda t: t.permute(0,3,1,2)
+    vit = VisionTransformer(32, 4, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10).eval()
+    nn.init.normal_(vit.heads.head.weight)
+    return vit,'encoder.layers.encoder_layer_2.ln_1',lambda t: t[:,1:].transpose(1, 2).reshape(len(t), -1, 8, 8)
+
+@pytest.mark.parametrize('plus', [False,True])
+@pytest.mark.parametrize('kind', ['vit','swin'])
+def test_transformers_equal_the_reference(x, kind, plus):
+    ref = pytest.importorskip('pytorch_grad_cam', reason='the package grad-cam is not installed (pip install grad-cam)')
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    net,layer,reshape = small(kind)
+    with (ref.GradCAMPlusPlus if plus else ref.GradCAM)(net, [find_layer(net, layer)[1]], reshape_transform=reshape) as cam:
+        theirs = cam(x[:4], [ClassifierOutputTarget(c) for c in (0,3,5,9)])
+    ours = grad_cam(net, x[:4], layer, [0,3,5,9], plus)
+    assert np.abs(ours.numpy()-theirs).max()<1e-5 and not ours.empty.all()
+
+@pytest.mark.parametrize('kind', ['vit','swin'])
+def test_transformers_by_the_formula(x, kind):
+    "By autograd on what the layer gives, laid out by hand; no layer that is chosen is an attention"
+    net,layer,reshape = small(kind)
+    kept,module = [],find_layer(net, layer)[1]
+    hook = module.register_forward_hook(lambda m, _, o: kept.append(o))
+    logits = net(x[:4])
+    hook.remove()
+    A,grad = [reshape(o.detach()) for o in (kept[0], *torch.autograd.grad(logits[:,3].sum(), kept))]
+    want = F.relu((grad.mean((2,3), keepdim=True)*A).sum(1))
+    lo,hi = want.amin((1,2), keepdim=True),want.amax((1,2), keepdim=True)
+    want = F.interpolate(((want-lo)/(hi-lo).clamp(min=1e-30))[:,None], (32,32), mode='bilinear')[:,0]
+    lo,hi = want.amin((1,2), keepdim=True),want.amax((1,2), keepdim=True)
+    assert close(grad_cam(net, x[:4], layer, 3), (want-lo)/(hi-lo).clamp(min=1e-30))
+    layers = cam_layers(net, x, 99)
+    assert len(layers)>=4 and layers[-1]==('permute' if kind=='swin' else layer) and not any('attention' in o for o in layers)
+    assert set(grad_cam(net, x[:2], layers))==set(layers)
+
+def test_what_is_no_map_is_refused(x):
+    "One line for attention matrices, class tokens, tuples, several inputs, and a dictionary of logits"
+    class Net(nn.Module):
+        def __init__(self, gives=lambda o: o):
+            super().__init__()
+            self.patch,self.norm,self.attn,self.fc,self.gives = nn.Conv2d(3,12,4,4),nn.LayerNorm(12),nn.Softmax(-1),nn.Linear(12,10),gives
+        def forward(self, x):
+            o = self.norm(self.patch(x).flatten(2).transpose(1, 2))
+            return self.gives(self.fc((self.attn(o[:,None]@o[:,None].transpose(2, 3))[:,0]@o).mean(1)))
+    class Two(Net):
+        def forward(self, x, mask): return super().forward(x)
+    assert cam_layers(Net(), x)==['patch','norm'] and grad_cam(Net(), x[:2], 'norm').shape==(2,32,32)
+    vit = small('vit')[0]
+    for net,layer,msg in [(Net(), 'attn', "layer 'attn' gives 2×1×64×64, but Grad-CAM needs a map"), (Two(), None, 'Two fails on images'),
+                          (vit, 'encoder.layers.encoder_layer_2', 'by its class token alone'),
+                          (Net(lambda o: dict(out=o)), None, 'gives a dict'),
+                          (vit, 'encoder.layers.encoder_layer_0.self_attention', 'gives a tuple')]:
+        with pytest.raises(CifarFastError, match=msg) as e: grad_cam(net.eval(), x[:2], layer)
+        assert '\n' not in str(e.value)
+    with pytest.raises(CifarFastError, match='not a tuple'): grad_cam(Two(), (x[:2],x[:2]))
 
 def test_one_layer_is_the_same_as_several(full_net, x):
     "By name, by module (also where it is a Sequential, which could be taken for a list) and by number"

@@ -189,6 +189,24 @@ def test_empty_selections():
         with pytest.raises(CifarFastError, match='no misclassified image among 2,000'): f()
     with pytest.raises(CifarFastError, match='no such image among 2:'): wrong.most_confident(wrong.correct)
 
+@pytest.mark.parametrize('times', [1e-3,.1,1,5,300])
+def test_temperature_is_the_best_number(times):
+    "Against a search over one number, however large the logits are; a fine grid finds no better one"
+    from scipy.optimize import minimize_scalar
+    p = draw()
+    q = Predictions(p.logits*times, p.targs, p.vocab)
+    t = q.temperature()
+    ends = np.log(times)+np.array([-4,4])
+    best = minimize_scalar(lambda o: q.scaled(np.exp(o)).losses.mean(), bounds=ends, method='bounded', options=dict(xatol=1e-9))
+    assert t==pytest.approx(np.exp(best.x), rel=1e-3) and t==pytest.approx(times*p.temperature(), rel=1e-4)
+    assert q.scaled(t).losses.mean()<=min(q.scaled(t*f).losses.mean() for f in np.geomspace(.2, 5, 201))+1e-7
+    assert (q.scaled(t).preds==q.preds).all() and q.scaled(t).accuracy==q.accuracy
+
+def test_temperature_without_a_best_number():
+    "Never wrong: 1. Always wrong, all logits alike, one image: a finite number"
+    assert Predictions(np.eye(3), [0,1,2], 'abc').temperature()==1
+    for z,y in (([[9.,0],[0,9]], [1,0]), ([[0.,0],[0,0]], [1,0]), ([[1.,0]], [1])): assert 0<Predictions(z, y, 'ab').temperature()<1e4
+
 # files
 
 def test_saved_and_loaded_are_equal(tmp_path):
