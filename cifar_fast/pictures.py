@@ -42,7 +42,7 @@ def printable(
     o # A text, or a path
 )->str:
     'The text in composed letters; what cannot be printed, or is not UTF-8, as an escape'
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in unicodedata.normalize('NFC', str(o)))
+    return harmless(unicodedata.normalize('NFC', str(o)))
 
 def why(
     e:Exception # What was raised
