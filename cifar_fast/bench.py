@@ -4,7 +4,7 @@
 
 # %% ../nbs/23_bench.ipynb #e3aa0c10
 from __future__ import annotations
-import dataclasses,json,math,os,platform,re,statistics,sys,threading,time
+import dataclasses,json,math,os,platform,re,signal,statistics,sys,threading,time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -304,7 +304,9 @@ class _Child:
     def __init__(self, name, spec):
         self.name,self.spec,self.rates,self.error,self.memory = name,spec,[],None,None
         self.pool = ProcessPoolExecutor(1, get_context('spawn'), _end_with_parent)
+        was = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits: Ctrl-C is for the one who asks
         self.pid = self.pool.submit(os.getpid)  # all begin to start at once
+        signal.signal(signal.SIGINT, was)
     def ask(self, f, /, *args, **kwargs):
         try: res,self.memory = self.pool.submit(_obey, self.spec['device'], f, *args, **kwargs).result()
         except BrokenProcessPool: self.error = 'its process has ended, as when the system is short of memory'

@@ -4,9 +4,11 @@
 
 # %% ../nbs/24_cli.ipynb #c10a87d7
 from __future__ import annotations
-import inspect,re,signal,sys,time
-from argparse import SUPPRESS,ArgumentParser
-from contextlib import contextmanager
+import inspect,os,re,shlex,signal,sys,time
+from argparse import SUPPRESS,Action,ArgumentParser
+from contextlib import contextmanager,suppress
+from functools import partial
+from multiprocessing import active_children,parent_process
 from pathlib import Path
 import matplotlib
 from fastcore.basics import ifnone,patch
@@ -23,11 +25,17 @@ from .export import export_run
 from .bench import bench
 
 # %% auto #0
-__all__ = ['ScriptParser', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run', 'print_seeds',
-           'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report',
-           'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_export', 'cifar_fast_bench']
+__all__ = ['Once', 'ScriptParser', 'stop', 'one_line', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on',
+           'print_run', 'print_seeds', 'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find',
+           'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_export', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
+class Once(Action):
+    'An option with a value, which may not be given twice'
+    def __call__(self, parser, namespace, value, option_string=None):
+        if hasattr(namespace, self.dest): parser.error(f'{option_string} is given twice')
+        setattr(namespace, self.dest, value)
+
 class ScriptParser(ArgumentParser):
     'The options of a function that is a script'
     def __init__(self,
@@ -51,7 +59,7 @@ class ScriptParser(ArgumentParser):
             elif o.default is o.empty: self.add_argument(k, nargs='+' if o.annotation=='list' else None, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
-            else: self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), **how)
+            else: self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), action=Once, **how)
 
 # %% ../nbs/24_cli.ipynb #6665ab64
 @patch
@@ -63,28 +71,53 @@ def parse_known_args(self:ScriptParser, args=None, namespace=None):
 @patch
 def error(self:ScriptParser, message): raise CifarFastError(f'{message}; see {self.prog} --help')
 
+# %% ../nbs/24_cli.ipynb #8e009d29
+_hints = [lambda: '. To go on, give the same command again, with another --out if files have been written']  # the last one counts
+
+def stop(
+    sig:int, # The signal
+    frame    # Where it came; ignored
+):
+    'End the script and its processes with a line, and exit code 128 + `sig`'
+    if parent_process() is None:  # else a worker, which has nothing to say
+        for p in active_children(): p.kill()
+        with suppress(Exception): sys.stdout.flush()
+        with suppress(OSError): os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
+    os._exit(128+sig)
+
+# %% ../nbs/24_cli.ipynb #6e84d4e5
+def one_line(
+    o # Anything
+)->str:
+    'As a text that a terminal can show'
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(o))
+
 # %% ../nbs/24_cli.ipynb #515e0c5f
 def main()->int: # The exit code
     'Run the script that was called: one line and exit code 2 for what a person can mend, a hint after Ctrl-C'
     name = Path(sys.argv[0]).stem
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
+    for f in (sys.stdout,sys.stderr):
+        if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
+    were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
     try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
-    except CifarFastError as e:
-        print(f'{name}: {e}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as e:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it twice is to see the line below, not a traceback
-        print(f'\nstopped{e}', file=sys.stderr)
-        return 130
-    return 0
+    except CifarFastError as e: said = e
+    except MemoryError: said = 'the memory of this machine is too small: choose smaller images (--size), batches (--bs) or another net'
+    except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
+    else: return 0
+    finally:
+        for s,f in were.items(): signal.signal(s, f or signal.SIG_DFL)
+    print(f'{name}: {one_line(said)}', file=sys.stderr)
+    return 2
 
 # %% ../nbs/24_cli.ipynb #6f030f08
 def print_table(
     rows:list # Pairs of label and value
 ):
     'Print two columns'
-    width = max(len(str(a)) for a,_ in rows)
+    rows = [(one_line(a),one_line(b)) for a,b in rows]
+    width = max(len(a) for a,_ in rows)
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
 # %% ../nbs/24_cli.ipynb #68700f8f
@@ -98,17 +131,20 @@ def how_to_go_on(
     out:str|Path # The folder of a run, or of several seeds
 )->str:
     'The command that continues what lies in `out`'
-    if (Path(out)/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
-    return f'. To go on, give the same command with --out {out}' if (Path(out)/'seed0').exists() else ' before the training began'
+    path,out = Path(out),shlex.quote(str(out))
+    if (path/'results.json').exists(): return f'. The training is finished. To write its report: cifar_fast_report {out}'
+    if (path/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
+    return f'. To go on, give the same command with --out {out}' if (path/'seed0').exists() else ' before the training began'
 
 # %% ../nbs/24_cli.ipynb #024067ca
 @contextmanager
 def going_on(
     out:str|Path # The folder of a run, or of several seeds
 ):
-    'Let Ctrl-C say how to go on'
+    'Let whoever stops the script know how to go on'
+    _hints.append(partial(how_to_go_on, out))
     try: yield
-    except KeyboardInterrupt: raise KeyboardInterrupt(how_to_go_on(out)) from None
+    finally: _hints.pop()
 
 # %% ../nbs/24_cli.ipynb #21266d72
 def print_run(
@@ -150,11 +186,13 @@ def continue_run(
     quiet:bool,  # Neither progress bars nor a row an epoch
     report:bool  # Write report.html, too?
 ):
-    'Train an interrupted run to its end, as it was'
+    'Train an interrupted run to its end, as it was; one that lacks nothing but its report gets that'
     other = [k for k,v in given.items() if v is not None and k!='device']
     if other: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(other)}')
-    with going_on(path): resume_run(path, quiet, given.get('device'))
-    print_run(Run(path), report)
+    with going_on(path):
+        lacks_report = report and Run(path).finished and not (Path(path)/'report.html').exists()
+        if not lacks_report: resume_run(path, quiet, given.get('device'))
+        print_run(Run(path), report)
 
 # %% ../nbs/24_cli.ipynb #7ec82682
 def cifar_fast_train(
@@ -168,6 +206,8 @@ def cifar_fast_train(
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Train a small-image classifier and leave a run folder with a report'
+    if list and (other := [k for k,v in dict(values, recipe=recipe, out=out, seeds=seeds, resume=resume).items() if v is not None]):
+        raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
     if resume: return continue_run(resume, dict(values, recipe=recipe, out=out, seeds=seeds), quiet, report)
     out = out or f'runs/{recipe or "assignment"}-{time.strftime("%Y%m%d-%H%M%S")}'
@@ -192,6 +232,7 @@ def cifar_fast_lr_find(
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Find a learning rate: raise it step by step, and look where loss and accuracy are best'
+    check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
     out = check_free(out or f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
     chosen = get_recipe(recipe).replace(**changes)
