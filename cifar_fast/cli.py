@@ -81,6 +81,7 @@ def stop(
     'End the script and its processes with a line, and exit code 128 + `sig`'
     if parent_process() is None:  # else a worker, which has nothing to say
         for p in active_children(): p.kill()
+        for o in being_written: o.unlink(missing_ok=True)
         with suppress(Exception): sys.stdout.flush()
         with suppress(OSError): os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
     os._exit(128+sig)
@@ -209,10 +210,11 @@ def cifar_fast_train(
     if list and (other := [k for k,v in dict(values, recipe=recipe, out=out, seeds=seeds, resume=resume).items() if v is not None]):
         raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
-    if resume: return continue_run(resume, dict(values, recipe=recipe, out=out, seeds=seeds), quiet, report)
-    out = out or f'runs/{recipe or "assignment"}-{time.strftime("%Y%m%d-%H%M%S")}'
+    if resume is not None: return continue_run(resume, dict(values, recipe=recipe, out=out, seeds=seeds), quiet, report)
+    recipe = ifnone(recipe, 'assignment')
+    out = ifnone(out, f'runs/{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
-    chosen = get_recipe(recipe or 'assignment').replace(**changes)
+    chosen = get_recipe(recipe).changed(**changes)
     if seeds is not None and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
     with going_on(out):
@@ -233,9 +235,9 @@ def cifar_fast_lr_find(
 ):
     'Find a learning rate: raise it step by step, and look where loss and accuracy are best'
     check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
-    out = check_free(out or f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
+    out = check_free(ifnone(out, f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'))
     changes,how = split_values(values)
-    chosen = get_recipe(recipe).replace(**changes)
+    chosen = get_recipe(recipe).changed(**changes)
     learn = recipe_learner(chosen, load_images(chosen.data, chosen.size), **how)
     with learn.no_bar() if quiet else learn.no_logging(): test = learn.lr_range_test(start, end, steps, linear=linear)
     save_range_test(test, out)
@@ -268,7 +270,7 @@ def cifar_fast_explain(
     target:str=None      # Class to explain (default: the predicted one)
 ):
     'Show what a trained net sees in your own images'
-    out = out or f'explained-{time.strftime("%Y%m%d-%H%M%S")}'
+    out = ifnone(out, f'explained-{time.strftime("%Y%m%d-%H%M%S")}')
     rows = explain(Run(run), images, out, layer=layer, target=target)
     said = [', '.join(f"{r[f'class_{i}']} {r[f'prob_{i}']:.1%}" for i in (1,2,3) if f'class_{i}' in r) for r in rows]
     print_table([(r['image'],o) for r,o in zip(rows, said)] + [('pictures and table in',out)])
@@ -280,7 +282,7 @@ def cifar_fast_export(
     learner:bool=False   # Also fastai's pickled learner (loading one runs code)
 ):
     'Write the weights and an ONNX file that other programs can use'
-    print_table([*export_run(Run(run), out or Path(run)/'export', learner=learner).items()])
+    print_table([*export_run(Run(run), ifnone(out, Path(run)/'export'), learner=learner).items()])
 
 # %% ../nbs/24_cli.ipynb #a381b1a2
 def cifar_fast_bench(
@@ -291,7 +293,7 @@ def cifar_fast_bench(
     quick:bool=False         # About a minute on two cores, and rougher
 ):
     'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop'
-    bench(out or f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}', recipe, bs, device, quick)
+    bench(ifnone(out, f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'), recipe, bs, device, quick)
 
 _scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
                                    cifar_fast_export, cifar_fast_bench)}

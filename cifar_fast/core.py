@@ -14,9 +14,9 @@ from fastcore.all import *
 from fastai.torch_core import default_device
 
 # %% auto #0
-__all__ = ['cifar10_stats', 'mean_fill', 'precisions', 'check_versions', 'CifarFastError', 'choose', 'check_value',
-           'check_fraction', 'check_whole', 'say_invalid', 'atomic_write', 'left_over', 'FileValues', 'read_json',
-           'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
+__all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'check_versions', 'CifarFastError', 'choose',
+           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'atomic_write', 'left_over', 'FileValues',
+           'read_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
 def check_versions(
@@ -95,6 +95,8 @@ def say_invalid(
     return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should')}"
 
 # %% ../nbs/00_core.ipynb #62380f17
+being_written = set()  # what a process that ends without leaving its blocks should remove
+
 @contextmanager
 def atomic_write(
     path:str|Path # Where the file shall be
@@ -102,6 +104,7 @@ def atomic_write(
     'Yield a temporary path beside `path`; when the block ends well, move it there in one step'
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    being_written.add(tmp)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
@@ -112,6 +115,7 @@ def atomic_write(
                              'what was there before is untouched') from e
     finally:
         with suppress(OSError): tmp.unlink()
+        being_written.discard(tmp)
 
 # %% ../nbs/00_core.ipynb #73497cce
 def left_over(

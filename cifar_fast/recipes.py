@@ -166,13 +166,22 @@ def replace(self:Recipe,
     if 'mom' in c: follow['moms'] = ()
     if r.model!=self.model: follow['model_args'] = {}
     if r.opt!=self.opt: follow['opt_args'] = {}
-    new = Recipe.of(**{**vars(r), **follow, **c})
-    new.check()
+    r = Recipe.of(**{**vars(r), **follow, **c})
+    r.check()
+    return r
+
+# %% ../nbs/18_recipes.ipynb #2ace9aa8
+@patch
+def changed(self:Recipe,
+    **changes # As for `replace`
+)->Recipe:
+    'What `replace` gives; a `CifarFastError` if one of the changes has no effect on it'
+    r = self.replace(**changes)
     idle = ['step_epochs','gamma'] if r.schedule=='linear_one_cycle' else ['lr_min','lr_end','peak_epoch']
     for k in idle + ['nesterov']*(r.opt!='sgd'):
-        if k in c and getattr(new, k)!=follow.get(k, getattr(self, k)):
-            raise CifarFastError(f'{k} has no effect with {r.schedule} and {r.opt}: leave it out')
-    return new
+        without = self.replace(**{a: b for a,b in changes.items() if a!=k})
+        if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {r.schedule} and {r.opt}: leave it out')
+    return r
 
 # %% ../nbs/18_recipes.ipynb #636d50c1
 recipes = {}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from .core import *
 import csv,hashlib,io,json,math,platform,statistics,zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager,suppress
 from typing import Annotated,Literal
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 from fastai.basics import *
@@ -112,8 +112,9 @@ def hold(
     path:str|Path # A folder; it is made if there is none
 ):
     'Keep other processes from `path` for the time of the block; a `CifarFastError` if one of them holds it'
-    path,new = Path(path),not Path(path).exists()
+    path = Path(path)
     try:
+        made = [o for o in (path,*path.parents) if not o.exists()]
         path.mkdir(parents=True, exist_ok=True)
         f = open(path/_lock, 'a+')
     except OSError as e: raise CifarFastError(f'cannot write in {path}: {e.strerror}: choose another folder') from e
@@ -129,7 +130,8 @@ def hold(
         try: yield
         finally:
             (path/_lock).unlink(missing_ok=True)
-            if new and not any(path.iterdir()): path.rmdir()
+            with suppress(OSError):  # it holds something, as it should
+                for o in made: o.rmdir()
 
 # %% ../nbs/11_runs.ipynb #daf33fb9
 _Accuracy = Annotated[float,Field(ge=0, le=1)]
@@ -228,10 +230,11 @@ def read_table(self:Run,
     'Read what `write_table` wrote; a `CifarFastError` if it is not there or is damaged'
     path,rows = self/name,[]
     try:
-        with open(path, newline='', encoding='utf-8') as f:
-            for line in csv.DictReader(f, strict=True):
-                rows.append(FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path))
-                if not all(math.isfinite(rows[-1][k]) for k in ('epoch','lr')): raise ValueError('not finite')
+        lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+        for line in csv.DictReader(lines, strict=True):
+            rows.append(FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path))
+            if not all(math.isfinite(rows[-1][k]) for k in ('epoch','lr')): raise ValueError('not finite')
+        if lines and not lines[-1].endswith('\n'): raise ValueError('its end is missing')
     except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
     except (ValueError,TypeError,csv.Error) as e: raise CifarFastError(f'{path} is damaged: line {len(rows)+2}, {e}') from e
     if not rows: raise CifarFastError(f'{path} is damaged: it has no rows')
