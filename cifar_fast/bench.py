@@ -4,7 +4,7 @@
 
 # %% ../nbs/23_bench.ipynb #e3aa0c10
 from __future__ import annotations
-import dataclasses,json,math,os,platform,re,statistics,sys,threading,time
+import dataclasses,json,math,os,platform,re,signal,statistics,sys,threading,time
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -357,7 +357,9 @@ class _Child:
         self.name,self.spec,self.limit,self.left,self.rates = name,spec,limit,limit,[]
         self.error=self.memory=self.step = None
         self.pool,others = ProcessPoolExecutor(1, get_context('spawn'), _end_with_parent),{*active_children()}
+        was = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits: Ctrl-C is for the one who asks
         self.pool.submit(os.getpid)  # all begin to start at once
+        signal.signal(signal.SIGINT, was)
         self.process, = {*active_children()}-others
 
     def ask(self, f, /, *args, **kwargs):

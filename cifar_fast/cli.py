@@ -4,9 +4,11 @@
 
 # %% ../nbs/24_cli.ipynb #c10a87d7
 from __future__ import annotations
-import inspect,re,signal,sys,time,warnings
-from argparse import SUPPRESS,ArgumentParser
-from contextlib import contextmanager
+import inspect,os,re,shlex,signal,sys,time,warnings
+from argparse import SUPPRESS,Action,ArgumentParser
+from contextlib import contextmanager,suppress
+from functools import partial
+from multiprocessing import active_children,parent_process
 from pathlib import Path
 import matplotlib
 from fastcore.basics import ifnone,patch
@@ -23,11 +25,17 @@ from .export import export_run
 from .bench import bench,bench_runs
 
 # %% auto #0
-__all__ = ['ScriptParser', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run', 'print_seeds',
-           'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report',
+__all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run',
+           'print_seeds', 'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report',
            'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate', 'cifar_fast_export', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
+class Once(Action):
+    'An option with a value, which may not be given twice'
+    def __call__(self, parser, namespace, value, option_string=None):
+        if hasattr(namespace, self.dest): parser.error(f'{option_string} is given twice')
+        setattr(namespace, self.dest, value)
+
 class ScriptParser(ArgumentParser):
     'The options of a function that is a script'
     def __init__(self,
@@ -54,7 +62,8 @@ class ScriptParser(ArgumentParser):
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
             else:
                 if o.annotation=='bool': several,how['const'] = '?','true'  # of a recipe: --tta, or --tta false
-                self.add_argument(f'--{k}', type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), nargs=several, **how)
+                how.update(type=dict(int=int, float=float).get(o.annotation), metavar=k.upper(), nargs=several)
+                self.add_argument(f'--{k}', action=Once, **how)
 
 # %% ../nbs/24_cli.ipynb #6665ab64
 @patch
@@ -66,23 +75,40 @@ def parse_known_args(self:ScriptParser, args=None, namespace=None):
 @patch
 def error(self:ScriptParser, message): raise CifarFastError(f'{message}; see {self.prog} --help')
 
+# %% ../nbs/24_cli.ipynb #8e009d29
+_hints = [lambda: '. To go on, give the same command again, with another --out if files have been written']  # the last one counts
+
+def stop(
+    sig:int, # The signal
+    frame    # Where it came; ignored
+):
+    'End the script and its processes with a line, and exit code 128 + `sig`'
+    if parent_process() is None:  # else a worker, which has nothing to say
+        for p in active_children(): p.kill()
+        for o in being_written: o.unlink(missing_ok=True)
+        with suppress(Exception): sys.stdout.flush()
+        with suppress(OSError): os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
+    os._exit(128+sig)
+
 # %% ../nbs/24_cli.ipynb #515e0c5f
 def main()->int: # The exit code
     'Run the script that was called: one line and exit code 2 for what a person can mend, a hint after Ctrl-C'
     name = Path(sys.argv[0]).stem
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
     warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # a box stands for it
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
+    for f in (sys.stdout,sys.stderr):
+        if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
+    were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
     try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
-    except CifarFastError as e:
-        print(f'{name}: {e}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as e:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it twice is to see the line below, not a traceback
-        print(f'\nstopped{e}', file=sys.stderr)
-        return 130
-    return 0
+    except CifarFastError as e: said = e
+    except MemoryError: said = 'the memory of this machine is too small: choose smaller images (--size), batches (--bs) or another net'
+    except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
+    else: return 0
+    finally:
+        for s,f in were.items(): signal.signal(s, f or signal.SIG_DFL)
+    print(f'{name}: {harmless(said)}', file=sys.stderr)
+    return 2
 
 # %% ../nbs/24_cli.ipynb #6f030f08
 def print_table(
@@ -104,17 +130,20 @@ def how_to_go_on(
     out:str|Path # The folder of a run, or of several seeds
 )->str:
     'The command that continues what lies in `out`'
-    if (Path(out)/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
-    return f'. To go on, give the same command with --out {out}' if (Path(out)/'seed0').exists() else ' before the training began'
+    path,out = Path(out),shlex.quote(str(out))
+    if (path/'results.json').exists(): return f'. The training is finished. To write its report: cifar_fast_report {out}'
+    if (path/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
+    return f'. To go on, give the same command with --out {out}' if (path/'seed0').exists() else ' before the training began'
 
 # %% ../nbs/24_cli.ipynb #024067ca
 @contextmanager
 def going_on(
     out:str|Path # The folder of a run, or of several seeds
 ):
-    'Let Ctrl-C say how to go on'
+    'Let whoever stops the script know how to go on'
+    _hints.append(partial(how_to_go_on, out))
     try: yield
-    except KeyboardInterrupt: raise KeyboardInterrupt(how_to_go_on(out)) from None
+    finally: _hints.pop()
 
 # %% ../nbs/24_cli.ipynb #21266d72
 def print_run(
@@ -156,11 +185,13 @@ def continue_run(
     quiet:bool,  # Neither progress bars nor a row an epoch
     report:bool  # Write report.html, too?
 ):
-    'Train an interrupted run to its end, as it was'
+    'Train an interrupted run to its end, as it was; one that lacks nothing but its report gets that'
     other = [k for k,v in given.items() if v is not None and k!='device']
     if other: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(other)}')
-    with going_on(path): resume_run(path, quiet, given.get('device'))
-    print_run(Run(path), report)
+    with going_on(path):
+        lacks_report = report and Run(path).finished and not (Path(path)/'report.html').exists()
+        if not lacks_report: resume_run(path, quiet, given.get('device'))
+        print_run(Run(path), report)
 
 # %% ../nbs/24_cli.ipynb #7ec82682
 def cifar_fast_train(
@@ -174,11 +205,14 @@ def cifar_fast_train(
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Train a small-image classifier and leave a run folder with a report'
+    if list and (other := [k for k,v in dict(values, recipe=recipe, out=out, seeds=seeds, resume=resume).items() if v is not None]):
+        raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
-    if resume: return continue_run(resume, dict(values, recipe=recipe, out=out, seeds=seeds), quiet, report)
-    out = out or f'runs/{recipe or "assignment"}-{time.strftime("%Y%m%d-%H%M%S")}'
+    if resume is not None: return continue_run(resume, dict(values, recipe=recipe, out=out, seeds=seeds), quiet, report)
+    recipe = ifnone(recipe, 'assignment')
+    out = ifnone(out, f'runs/{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
-    chosen = get_recipe(recipe or 'assignment').replace(**changes)
+    chosen = get_recipe(recipe).changed(**changes)
     if seeds is not None and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
     with going_on(out):
@@ -198,9 +232,10 @@ def cifar_fast_lr_find(
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Find a learning rate: raise it step by step, and look where loss and accuracy are best'
-    out = check_free(out or f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
+    check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
+    out = check_free(ifnone(out, f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'))
     changes,how = split_values(values)
-    chosen = get_recipe(recipe).replace(**changes)
+    chosen = get_recipe(recipe).changed(**changes)
     chosen,how,images = chosen.ready(how)
     learn = recipe_learner(chosen, images, **how)
     with learn.no_bar() if quiet else learn.no_logging(): test = learn.lr_range_test(start, end, steps, linear=linear)
@@ -234,7 +269,7 @@ def cifar_fast_explain(
     target:str=None      # Class to explain (default: the predicted one)
 ):
     'Show what a trained net sees in your own images'
-    out = out or f'explained-{time.strftime("%Y%m%d-%H%M%S")}'
+    out = ifnone(out, f'explained-{time.strftime("%Y%m%d-%H%M%S")}')
     rows = explain(Run(run), images, out, layer=layer, target=target)
     said = [', '.join(f"{r[f'class_{i}']} {r[f'prob_{i}']:.1%}" for i in (1,2,3) if f'class_{i}' in r) for r in rows]
     print_table([(r['image'],o) for r,o in zip(rows, said)] + [('pictures and table in',out)])
@@ -263,7 +298,7 @@ def cifar_fast_export(
     learner:bool=False   # Also fastai's pickled learner (loading one runs code)
 ):
     'Write the weights and an ONNX file that other programs can use'
-    print_table([*export_run(Run(run), out or Path(run)/'export', learner=learner).items()])
+    print_table([*export_run(Run(run), ifnone(out, Path(run)/'export'), learner=learner).items()])
 
 # %% ../nbs/24_cli.ipynb #a381b1a2
 def cifar_fast_bench(
@@ -278,7 +313,7 @@ def cifar_fast_bench(
     'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop; or whole trainings'
     out = out or f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'
     changes,how = split_values(values)
-    chosen = get_recipe(recipe).replace(**changes)
+    chosen = get_recipe(recipe).changed(**changes)
     if runs is None:
         for k in how.keys()-{'device'}: raise CifarFastError(f'--{k} goes with --runs: leave it out, or choose --contenders')
         return bench(out, chosen, quick=quick, contenders=contenders, limit=limit, **how)

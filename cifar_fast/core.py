@@ -4,18 +4,30 @@
 
 # %% ../nbs/00_core.ipynb #afae0b33
 from __future__ import annotations
-import ctypes,difflib,errno,os,re
-from contextlib import contextmanager
-from numbers import Integral
+import ctypes,difflib,json,os,re
+from contextlib import contextmanager,suppress
+from functools import partial
+from numbers import Integral,Real
 from pathlib import Path
-import torch
+import fastai,fastcore,torch
 from fastcore.all import *
 from fastai.torch_core import default_device
 
 # %% auto #0
-__all__ = ['cifar10_stats', 'mean_fill', 'precisions', 'harmless', 'CifarFastError', 'choose', 'check_value', 'check_fraction',
-           'check_whole', 'atomic_write', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory',
-           'trim_memory']
+__all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'check_versions', 'harmless', 'CifarFastError', 'choose',
+           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'atomic_write', 'left_over', 'FileValues',
+           'read_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
+
+# %% ../nbs/00_core.ipynb #4ba5052b
+def check_versions(
+    fastai:str,  # Its version
+    fastcore:str # Its version
+):
+    'An `ImportError` that says what to install, for versions that do not work together'
+    if fastcore.startswith('1.') or tuple(map(int, re.findall(r'\d+', fastai)[:3]))>=(2,8,9): return
+    raise ImportError(f"fastai {fastai} does not work with fastcore {fastcore}: pip install 'fastcore<2', or pip install -U fastai")
+
+check_versions(fastai.__version__, fastcore.__version__)
 
 # %% ../nbs/00_core.ipynb #3a5160a1
 cifar10_stats = (.4914,.4822,.4465),(.2470,.2435,.2616)
@@ -76,7 +88,7 @@ def check_fraction(
     val:float  # What was given
 ):
     'Raise a `CifarFastError` unless `val` is a fraction, from 0 to below 1'
-    check_value(0<=val<1, name, val, 'a number from 0 to below 1')
+    check_value(isinstance(val, Real) and 0<=val<1, name, val, 'a number from 0 to below 1')
 
 # %% ../nbs/00_core.ipynb #04ab1df4
 def check_whole(
@@ -87,7 +99,19 @@ def check_whole(
     'Raise a `CifarFastError` unless `val` is a whole number, at least `min`'
     check_value(isinstance(val, Integral) and val>=min, name, val, f'a whole number, at least {min}')
 
+# %% ../nbs/00_core.ipynb #30d12920
+def say_invalid(
+    e:Exception # pydantic's `ValidationError`
+)->str: # Such as 'lr is nan: it should be a finite number'
+    'The first thing that was wrong'
+    o = e.errors()[0]
+    given = 'missing' if o['type']=='missing' else repr(o['input'])
+    if len(given)>80: given = given[:79]+'…'
+    return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should')}"
+
 # %% ../nbs/00_core.ipynb #62380f17
+being_written = set()  # what a process that ends without leaving its blocks should remove
+
 @contextmanager
 def atomic_write(
     path:str|Path # Where the file shall be
@@ -95,16 +119,47 @@ def atomic_write(
     'Yield a temporary path beside `path`; when the block ends well, move it there in one step'
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    being_written.add(tmp)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         with open(tmp,'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES): raise
-        raise CifarFastError(f'cannot write {path}: {e.strerror}. Free some space or choose another folder; '
+        raise CifarFastError(f'cannot write {path}: {e.strerror or e}. Free some space or choose another folder; '
                              'what was there before is untouched') from e
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink()
+        being_written.discard(tmp)
+
+# %% ../nbs/00_core.ipynb #73497cce
+def left_over(
+    folder:str|Path # Where something was written
+)->list: # Paths
+    'The files in `folder` that `atomic_write` had not finished when its process was killed'
+    return [o for o in Path(folder).iterdir() if re.fullmatch(r'\..+\.\d+\.tmp', o.name)]
+
+# %% ../nbs/00_core.ipynb #748691b4
+class FileValues(dict):
+    'What a file says; whoever asks for what it does not say is told which file'
+    def __init__(self,
+        *args,    # As for any dict
+        path=None # The file
+    ):
+        super().__init__(*args)
+        self.path = path
+    def __missing__(self, k): raise CifarFastError(f'{self.path} has no {k!r}: it is damaged, or of another version of cifar_fast')
+
+# %% ../nbs/00_core.ipynb #6dd05f02
+def read_json(
+    path:str|Path # A file
+)->FileValues: # What it holds
+    'The JSON object in `path`; a `CifarFastError` if it cannot be read, or is anything else'
+    try: res = json.loads(Path(path).read_text(encoding='utf-8'), object_hook=partial(FileValues, path=path))
+    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
+    except (ValueError,RecursionError) as e: raise CifarFastError(f'{path} is damaged: {e}') from e
+    if not isinstance(res, dict): raise CifarFastError(f'{path} is damaged: it holds a {type(res).__name__}, not names and values')
+    return res
 
 # %% ../nbs/00_core.ipynb #60261b0f
 def has_bf16(
@@ -139,7 +194,7 @@ def pick_device(
     try:
         device = torch.device(device)
         torch.empty(1, device=device).cpu()
-    except (RuntimeError,AssertionError,NotImplementedError) as e:
+    except Exception as e:  # each kind of device has its own
         raise CifarFastError(f'no device {str(device)!r} here: choose from {here}') from e
     return device
 

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from contextlib import contextmanager
 from fastai.basics import *
 from matplotlib.colors import PowerNorm
-from safetensors import SafetensorError
-from safetensors.numpy import load_file,save_file
 from scipy.special import log_softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix,precision_recall_fscore_support
+from .runs import load_tensors,save_tensors
 
 # %% auto #0
 __all__ = ['plot_curves', 'plot_schedule', 'Predictions', 'raw_images', 'predicting', 'class_number', 'plot_per_class',
@@ -142,7 +141,7 @@ def save(self:Predictions,
     path:str|Path # Where to; ends in .safetensors
 ):
     'Write logits and actual classes'
-    with atomic_write(path) as tmp: save_file(dict(logits=self.logits, targs=self.targs), tmp)
+    save_tensors({k: torch.as_tensor(v) for k,v in dict(logits=self.logits, targs=self.targs).items()}, path)
 
 # %% ../nbs/15_interpret.ipynb #72d82cdf
 @patch(cls_method=True)
@@ -152,9 +151,7 @@ def load(cls:Predictions,
     images:np.ndarray=None  # The images that were predicted, uint8, N×H×W×3
 )->Predictions: # As they were
     'Read what `save` wrote; a `CifarFastError` if it is not there, is damaged, or belongs to other classes or images'
-    if not Path(path).is_file(): raise CifarFastError(f'no predictions at {path}')
-    try: o = load_file(path)
-    except SafetensorError as e: raise CifarFastError(f'{path} is damaged or no safetensors file ({e})') from e
+    o = {k: v.numpy() for k,v in load_tensors(path, 'predictions').items()}
     if o.keys()!={'logits','targs'}: raise CifarFastError(f"{path} holds no predictions but {', '.join(sorted(o)) or 'nothing'}")
     try: return cls(**o, vocab=vocab, images=images)
     except CifarFastError as e: raise CifarFastError(f'{path}: {e}') from e

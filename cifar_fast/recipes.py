@@ -5,13 +5,15 @@
 # %% ../nbs/18_recipes.ipynb #44f04c87
 from __future__ import annotations
 import ast,dataclasses,inspect
-from typing import Annotated
-from pydantic import BeforeValidator,Field,NonNegativeFloat,PositiveInt,ValidationError
+from typing import Annotated,Any,Literal
+from typing_extensions import TypedDict
+import torch
+from pydantic import BeforeValidator,Field,NonNegativeFloat,TypeAdapter,ValidationError
 from pydantic.dataclasses import dataclass
 from fastcore.basics import patch
 from .core import *
 from .augment import policies
-from .models import check_model
+from .models import check_model,get_model
 from .schedule import *
 from .learner import sgd
 from .tricks import Muon,muon
@@ -26,32 +28,38 @@ def read_literal(
     'The dict or tuple that a text means'
     if not isinstance(o, str): return o
     no_literal = SyntaxError,ValueError,TypeError,AttributeError,MemoryError,RecursionError  # what damaged and huge ones raise
-    try: return ast.literal_eval(o)
+    try:
+        val = ast.literal_eval(o)
+        return o if isinstance(val, dict) and len(val)<len(ast.parse(o.lstrip(), mode='eval').body.keys) else val  # no name twice
     except no_literal: pass
     try:
         call = ast.parse(f'dict({o})', mode='eval').body
-        return o if call.args or not all(k.arg for k in call.keywords) else {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        names = {k.arg for k in call.keywords}
+        if call.args or None in names or len(names)<len(call.keywords): return o
+        return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except no_literal: return o
 
 # %% ../nbs/18_recipes.ipynb #1ff42afb
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
-Values = Annotated[dict, BeforeValidator(read_literal)]
+Whole = Annotated[int, Field(gt=0, le=1_000_000)]
+Pixels = Annotated[int, Field(gt=0, le=1024)]
+Values = Annotated[dict[str,Any], BeforeValidator(read_literal)]
 Momenta = Annotated[tuple[Fraction,...], BeforeValidator(read_literal)]
-Sizes = Annotated[tuple[tuple[Fraction,PositiveInt],...], BeforeValidator(read_literal)]
+Sizes = Annotated[tuple[tuple[Fraction,Pixels],...], BeforeValidator(read_literal)]
 _finite = dict(allow_inf_nan=False)
 
 # %% ../nbs/18_recipes.ipynb #cf2804f7
 @dataclass(frozen=True, kw_only=True, config=_finite)
 class Schedule:
     'The learning rate, and the momentum where it moves, over a training'
-    epochs:PositiveInt=24          # Passes over the training images
+    epochs:Whole=24                # Passes over the training images
     schedule:str='linear_one_cycle'# 'linear_one_cycle' or 'step_decay'
     lr:float=.1                    # Peak (one-cycle) or first (step decay) learning rate
     lr_min:float|None=None         # One-cycle: where it begins; None: a tenth of `lr`
     lr_end:float|None=None         # One-cycle: where it ends; None: where it began (no annihilation)
     peak_epoch:float=5.            # One-cycle: the peak, in completed epochs
-    step_epochs:PositiveInt=8      # Step decay: epochs between two drops
+    step_epochs:Whole=8            # Step decay: epochs between two drops
     gamma:float=.1                 # Step decay: factor of each drop
     moms:Momenta=()                # One-cycle: momentum at the start, the peak and the end; empty: `mom` throughout
 
@@ -74,14 +82,14 @@ class Recipe(Schedule):
     name:str                       # What to call it
     about:str=''                   # One line: what it is and where it comes from
     data:str='cifar10'             # 'cifar10', 'shapes10', or the path of a folder or archive
-    size:PositiveInt|None=None     # Resize images to this many pixels a side; None: leave them
+    size:Pixels|None=None          # Resize images to this many pixels a side; None: leave them
     test:Part|None=None            # Fraction of every class to keep apart as test set where there is none; None: .2
     labels:str|None=None           # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
     skip_broken:bool=False         # Go on without the images that cannot be read?
     policy:str='assignment'        # Augmentation policy
     model:str='resnet9'            # Net: resnet9, resnet18, dilated_net or speed_net
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
-    bs:PositiveInt=512             # Images in a batch
+    bs:Whole=512                   # Images in a batch
     mom:Fraction=.9                # Momentum
     nesterov:bool=True             # Nesterov's momentum
     wd:NonNegativeFloat=5e-4       # Weight decay, coupled
@@ -94,6 +102,12 @@ class Recipe(Schedule):
     ema:Fraction=0.                # Validate and end with the EMA of the weights, of this decay every 5 steps; 0: without
     tta:bool=False                 # Also measure the accuracy with test-time augmentation (flip, shift)?
     notes:tuple=()                 # Where the original differs from what it says, one line each
+
+# %% ../nbs/18_recipes.ipynb #dd8e1dba
+Positive,NonNegative = (Annotated[float, Field(allow_inf_nan=False, **o)] for o in (dict(gt=0),dict(ge=0)))
+_arguments = TypeAdapter(TypedDict('Arguments', dict(
+    width=Pixels, conv_bias=bool|Literal['outer'], fc_bias=bool, dropout=Fraction, scale=Positive, whiten=bool,
+    sgd_momentum=Fraction, bias_lr=NonNegative, head_lr=NonNegative), total=False))
 
 # %% ../nbs/18_recipes.ipynb #1c40b284
 Recipe.__delwrap__ = Schedule  # where docments finds what the inherited values mean
@@ -110,6 +124,25 @@ def check(self:Recipe):
     for k in self.opt_args:
         if not names: raise CifarFastError(f'opt_args: {self.opt} has none but lr, mom, wd and nesterov, which are values of the recipe')
         choose(k, names, f'argument of {self.opt}')
+    starts = [a for a,_ in self.progressive_resizing]
+    check_value(starts==sorted({*starts}), 'progressive_resizing', self.progressive_resizing, 'fractions that rise')
+    try: _arguments.validate_python({**self.model_args, **self.opt_args}, strict=True)
+    except ValidationError as e: raise CifarFastError(say_invalid(e)) from None
+
+# %% ../nbs/18_recipes.ipynb #89847df4
+@patch
+def check_images(self:Recipe,
+    size:int,       # Their side in pixels
+    n_classes:int=10# Classes
+):
+    'Raise a `CifarFastError` unless the net can train on batches of such images, at each of the sizes of the training'
+    with torch.device('meta'):
+        net = get_model(self.model, n_classes, **self.model_args)
+        for s in [size, *(s for _,s in self.progressive_resizing)]:
+            try: net(torch.empty(self.bs, 3, s, s))
+            except (RuntimeError,ValueError) as e:
+                raise CifarFastError(f'{self.model} cannot train on batches of {self.bs} images of {s}×{s} pixels '
+                                     f'({str(e).splitlines()[0]}): choose larger images (--size) or batches (--bs)') from e
 
 # %% ../nbs/18_recipes.ipynb #ec980d99
 @patch(cls_method=True)
@@ -120,10 +153,7 @@ def of(cls:Recipe,
     fields = [f.name for f in dataclasses.fields(cls)]
     for k in values: choose(k, fields, 'value of a recipe')
     try: return cls(**values)
-    except ValidationError as e:
-        o = e.errors()[0]
-        name,given = o['loc'][0],'missing' if o['type']=='missing' else repr(values[o['loc'][0]])
-        raise CifarFastError(f"{name} is {given}: {o['msg'].replace('Input should', 'it should')}") from None
+    except ValidationError as e: raise CifarFastError(say_invalid(e)) from None
 
 # %% ../nbs/18_recipes.ipynb #d85a46a7
 @patch
@@ -140,8 +170,21 @@ def replace(self:Recipe,
     if 'mom' in c: follow['moms'] = ()
     if r.model!=self.model: follow['model_args'] = {}
     if r.opt!=self.opt: follow['opt_args'] = {}
-    r = dataclasses.replace(r, **{k: v for k,v in follow.items() if k not in c})
+    r = Recipe.of(**{**vars(r), **follow, **c})
     r.check()
+    return r
+
+# %% ../nbs/18_recipes.ipynb #2ace9aa8
+@patch
+def changed(self:Recipe,
+    **changes # As for `replace`
+)->Recipe:
+    'What `replace` gives; a `CifarFastError` if one of the changes has no effect on it'
+    r = self.replace(**changes)
+    idle = ['step_epochs','gamma'] if r.schedule=='linear_one_cycle' else ['lr_min','lr_end','peak_epoch']
+    for k in idle + ['nesterov']*(r.opt!='sgd'):
+        without = self.replace(**{a: b for a,b in changes.items() if a!=k})
+        if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {r.schedule} and {r.opt}: leave it out')
     return r
 
 # %% ../nbs/18_recipes.ipynb #636d50c1

@@ -5,27 +5,67 @@
 # %% ../nbs/11_runs.ipynb #13105b96
 from __future__ import annotations
 from .core import *
-import csv,json,statistics
+import csv,hashlib,io,json,math,platform,statistics,zipfile
+from contextlib import contextmanager,suppress
+from typing import Annotated,Literal
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 from fastai.basics import *
 from fastai.callback.tracker import SaveModelCallback
+from pydantic import Field,FiniteFloat,NonNegativeFloat,NonNegativeInt,PositiveInt,TypeAdapter,ValidationError
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
-from safetensors import SafetensorError
-from safetensors.torch import save_file,load_file
 from .learner import *
 from .tricks import *
+try: import fcntl
+except ImportError: fcntl = None  # Windows
 
 # %% auto #0
-__all__ = ['result_labels', 'save_weights', 'load_weights', 'check_free', 'Run', 'run_results', 'result_rows', 'experiment',
-           'find_runs', 'compare_table', 'random_states', 'Checkpoint']
+__all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'RunData',
+           'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs', 'compare_table',
+           'random_states', 'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
+def _checksum(tensors):
+    'SHA-256 of names, kinds, shapes and contents'
+    h = hashlib.sha256()
+    for k,v in sorted(tensors.items()):
+        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
+        h.update(v.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+# %% ../nbs/11_runs.ipynb #9ddcd8f0
+def save_tensors(
+    tensors:dict,   # Names and tensors
+    path:str|Path,  # Where to; ends in .safetensors
+    about:dict=None # What to say beside them: names and texts
+):
+    'Write `tensors` and their checksum'
+    tensors = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}
+    with atomic_write(path) as tmp: tmp.write_bytes(save(tensors, dict(about or {}, sha256=_checksum(tensors))))
+
 def save_weights(
     model:nn.Module, # Any model
     path:str|Path,   # Where to; ends in .safetensors
     about:dict=None  # What to say beside them: names and texts
 ):
     "Write `model`'s parameters and buffers"
-    with atomic_write(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}, tmp, about)
+    save_tensors(model.state_dict(), path, about)
+
+# %% ../nbs/11_runs.ipynb #764a1a28
+def load_tensors(
+    path:str|Path, # A safetensors file
+    what:str       # What is in it, such as 'weights'
+)->dict: # Names and tensors
+    'What `save_tensors` wrote; a `CifarFastError` if it is not there, or is not what was written'
+    if not Path(path).is_file(): raise CifarFastError(f'no {what} at {path}')
+    try:
+        with safe_open(path, 'pt') as f: tensors,about = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}
+    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror or e}') from e
+    except Exception as e: raise CifarFastError(f'{path} is damaged or no safetensors file ({e})') from e
+    if 'sha256' in about and about['sha256']!=_checksum(tensors):
+        raise CifarFastError(f'{path} is damaged: it does not have the checksum that it had when it was written')
+    return tensors
 
 # %% ../nbs/11_runs.ipynb #f57ba55c
 def _fit_state(model, state, path):
@@ -42,24 +82,108 @@ def load_weights(
     path:str|Path    # What `save_weights` wrote
 )->nn.Module: # `model`
     'Read weights into `model`; a `CifarFastError` if they are not there, are damaged, or belong to another model'
-    if not Path(path).is_file(): raise CifarFastError(f'no weights at {path}')
-    try: state = load_file(path)
-    except SafetensorError as e: raise CifarFastError(f'{path} is damaged or no safetensors file ({e})') from e
-    _fit_state(model, state, path)
+    _fit_state(model, load_tensors(path, 'weights'), path)
     return model
 
 # %% ../nbs/11_runs.ipynb #91d0fd20
+_lock = '.lock'  # the file by which a process keeps a folder to itself
+
 def check_free(
     path:str|Path # Where a new run is to be
 )->Path: # `path`
     'Raise a `CifarFastError` unless `path` does not exist yet or is an empty folder'
     path = Path(path)
-    if path.exists() and not path.is_dir(): raise CifarFastError(f'{path} is a file: choose a folder for the run with --out')
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        if path.exists() and not path.is_dir(): raise CifarFastError(f'{path} is a file: choose a folder for the run with --out')
+        there = path.is_dir() and {*path.iterdir()}-{path/_lock}-{*left_over(path)}
+        above = next(o for o in path.absolute().parents if o.exists())
+    except (OSError,ValueError) as e: raise CifarFastError(f'{path} can be no folder ({e}): choose another with --out') from e
+    if there:
         is_run = (path/'config.json').exists()
         what = 'holds another run: continue it with --resume' if is_run else 'is not empty, and nothing is overwritten: empty it'
         raise CifarFastError(f'{path} {what}, or choose another folder with --out')
+    if not os.access(path if path.is_dir() else above, os.W_OK):
+        raise CifarFastError(f'{path} cannot be written to: choose another folder with --out')
     return path
+
+# %% ../nbs/11_runs.ipynb #51a76086
+@contextmanager
+def hold(
+    path:str|Path # A folder; it is made if there is none
+):
+    'Keep other processes from `path` for the time of the block; a `CifarFastError` if one of them holds it'
+    path = Path(path)
+    try:
+        made = [o for o in (path,*path.parents) if not o.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        f = open(path/_lock, 'a+')
+    except OSError as e: raise CifarFastError(f'cannot write in {path}: {e.strerror}: choose another folder') from e
+    with f:
+        try: fcntl and fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)  # unlike flock, not inherited by workers, which may live longer
+        except (BlockingIOError,PermissionError):
+            f.seek(0)
+            raise CifarFastError(f'{path} is in use by {f.read() or "another process"}: wait for it, or stop it first') from None
+        except OSError: pass  # a file system without locks
+        f.truncate(0)
+        print(f'process {os.getpid()} on {platform.node()}', end='', file=f, flush=True)
+        for o in left_over(path): o.unlink()
+        try: yield
+        finally:
+            (path/_lock).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something, as it should
+                for o in made: o.rmdir()
+
+# %% ../nbs/11_runs.ipynb #daf33fb9
+_Accuracy = Annotated[float,Field(ge=0, le=1)]
+
+class RunData(TypedDict, total=False):
+    'What config.json says about the data'
+    name:str
+    fingerprint:str
+    train:PositiveInt
+    test:PositiveInt
+    classes:Annotated[list[str],Field(min_length=1)]
+    size:PositiveInt
+    mean:Annotated[list[FiniteFloat],Field(min_length=3, max_length=3)]
+    std:Annotated[list[NonNegativeFloat],Field(min_length=3, max_length=3)]
+
+# %% ../nbs/11_runs.ipynb #4166ca91
+class RunConfig(TypedDict, total=False):
+    'What config.json says'
+    recipe:dict
+    data:RunData
+    seed:NonNegativeInt
+    precision:Literal['fp32','bf16']
+    pipeline:Literal['device','item']
+    num_workers:NonNegativeInt
+    valid_pct:Annotated[float,Field(ge=0, lt=1)]
+    compile:bool
+    graph:bool
+    device:str
+    versions:dict
+
+# %% ../nbs/11_runs.ipynb #1d28bb2f
+class RunResults(TypedDict, total=False):
+    'What results.json says'
+    test_accuracy:_Accuracy
+    tta_accuracy:_Accuracy
+    test_loss:float
+    valid_accuracy:_Accuracy
+    best_valid_accuracy:_Accuracy
+    best_epoch:PositiveInt
+    best_test_accuracy:_Accuracy
+    epochs:PositiveInt
+    train_seconds:NonNegativeFloat
+    images_per_second:NonNegativeFloat
+    cam_localization:list[TypedDict('Localization', dict(who=str, energy_on_object=float, pointing=float), total=False)]
+
+# %% ../nbs/11_runs.ipynb #740182ee
+def _checked(path, kind):
+    'What the JSON file at `path` says, if its values are of this `kind`'
+    values = read_json(path)
+    try: TypeAdapter(kind).validate_python(values, strict=True)
+    except ValidationError as e: raise CifarFastError(f'{path} is damaged: {say_invalid(e)}') from None
+    return values
 
 # %% ../nbs/11_runs.ipynb #6cb554a7
 class Run:
@@ -69,9 +193,8 @@ class Run:
     ):
         self.path = Path(path)
         if not self.path.is_dir(): raise CifarFastError(f'no run at {path}: there is no such folder')
-        try: self.config = json.loads((self.path/'config.json').read_text())
-        except FileNotFoundError: raise CifarFastError(f'{path} is not a run: it holds no config.json') from None
-        except ValueError as e: raise CifarFastError(f'{self/"config.json"} is damaged: {e}') from None
+        if not (self/'config.json').exists(): raise CifarFastError(f'{path} is not a run: it holds no config.json')
+        self.config = _checked(self/'config.json', RunConfig)
 
     @classmethod
     def create(cls,
@@ -104,17 +227,26 @@ def write_table(self:Run,
 def read_table(self:Run,
     name:str # The file, such as 'history.csv'
 )->list: # One dict a row, of numbers; None where there is none
-    'Read what `write_table` wrote'
-    with open(self/name, newline='') as f: return [{k: float(v) if v else None for k,v in r.items()} for r in csv.DictReader(f)]
+    'Read what `write_table` wrote; a `CifarFastError` if it is not there or is damaged'
+    path,rows = self/name,[]
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+        for line in csv.DictReader(lines, strict=True):
+            rows.append(FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path))
+            if not all(math.isfinite(rows[-1][k]) for k in ('epoch','lr')): raise ValueError('not finite')
+        if lines and not lines[-1].endswith('\n'): raise ValueError('its end is missing')
+    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
+    except (ValueError,TypeError,csv.Error) as e: raise CifarFastError(f'{path} is damaged: line {len(rows)+2}, {e}') from e
+    if not rows: raise CifarFastError(f'{path} is damaged: it has no rows')
+    return rows
 
 # %% ../nbs/11_runs.ipynb #14037e4a
 def run_results(
     run:Run # A run
 )->dict: # What its results.json holds, such as `test_accuracy` in 0…1
     'The final figures of a finished run'
-    try: return json.loads((run/'results.json').read_text())
-    except FileNotFoundError: raise CifarFastError(f'{run.path} is not finished: cifar_fast_train --resume {run.path}') from None
-    except ValueError as e: raise CifarFastError(f"{run/'results.json'} is damaged: {e}") from None
+    if not run.finished: raise CifarFastError(f'{run.path} is not finished: cifar_fast_train --resume {run.path}')
+    return _checked(run/'results.json', RunResults)
 
 # %% ../nbs/11_runs.ipynb #80ea33c5
 result_labels = dict(test_accuracy=('test accuracy, last epoch','{:.2%}'), tta_accuracy=('the same with test-time augmentation','{:.2%}'),
@@ -152,12 +284,12 @@ def find_runs(
     paths:list # Folders of runs, or folders that hold such folders
 )->L: # Finished runs
     'The runs at `paths`'
-    found = L()
+    found = {}
     for p in map(Path, L(paths)):
         inner = sorted(o.parent for o in p.glob('*/config.json')) if p.is_dir() and not (p/'config.json').exists() else []
-        found += [Run(o) for o in inner or [p]]
-    for r in found: run_results(r)
-    return found
+        for o in inner or [p]: found.setdefault(o.resolve(), Run(o))  # one that is named twice counts once
+    for r in found.values(): run_results(r)
+    return L(found.values())
 
 # %% ../nbs/11_runs.ipynb #8d41b491
 def compare_table(
@@ -207,25 +339,46 @@ class Checkpoint(Callback):
         ema = self.ema.averaged if hasattr(self.learn, 'ema') else None
         if self.held_out=='valid' and accs[-1]>max(accs[:-1], default=-1):
             save_weights(ema.module if ema else self.model, self.folder/'best.safetensors')  # those that were validated
-        with atomic_write(self.folder/'checkpoint.pt') as tmp:
-            torch.save(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), epoch=self.epoch+1, n_epoch=self.n_epoch,
-                            epochs=rows, steps=steps, random=random_states(), ema=ema.state_dict() if ema else None), tmp)
+        torch.save(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), epoch=self.epoch+1, n_epoch=self.n_epoch,
+                        epochs=rows, steps=steps, random=random_states(), ema=ema.state_dict() if ema else None), zipped := io.BytesIO())
+        with atomic_write(self.folder/'checkpoint.pt') as tmp: tmp.write_bytes(zipped.getbuffer())
+        self.write_tables()
+
+    def write_tables(self):
+        'Write the history'
         self.folder.write_table('history.csv', self.table())
-        self.folder.write_table('steps.csv', steps)
+        self.folder.write_table('steps.csv', self.history.steps)
 
 # %% ../nbs/11_runs.ipynb #8641a0e5
+def _read_checkpoint(path):
+    'What `Checkpoint` wrote, if it is all there'
+    with zipfile.ZipFile(path) as z: bad = z.testzip()
+    if bad: raise ValueError(f'{bad} does not have the checksum that it had')
+    c = torch.load(path, map_location='cpu', weights_only=True)
+    if c['epoch']!=len(c['epochs']): raise ValueError(f"{len(c['epochs'])} rows after {c['epoch']} epochs")
+    c['random']['torch_cuda_state'] = c['random']['torch_cuda_state'][:torch.cuda.device_count()]
+    set_random_states(**c['random'])
+    return c
+
+# %% ../nbs/11_runs.ipynb #835ac24b
 @patch
 def restore(self:Checkpoint)->int: # Epochs done; 0 if there is no checkpoint yet
     'Take the learner to where the checkpoint left it; a `CifarFastError` if it is damaged or of another model'
     path = self.folder/'checkpoint.pt'
     if not path.exists(): return 0
-    try: c = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise CifarFastError(f'{path} is damaged ({type(e).__name__}): start anew with another --out') from e
-    _fit_state(self.model, c['model'], path)
-    self.model.to(self.dls.device)  # before the optimizer's state, which goes where the parameters are
-    self.learn.create_opt()
-    self.opt.load_state_dict(c['opt'])
-    self.history.epochs,self.history.steps,self.history.resumed = c['epochs'],c['steps'],True
-    self.state = c['random']
-    if c.get('ema'): self.ema.restore(c['ema'])
+    try:
+        c = _read_checkpoint(path)
+        _fit_state(self.model, c['model'], path)
+        self.model.to(self.dls.device)  # before the optimizer's state, which goes where the parameters are
+        self.learn.create_opt()
+        self.opt.load_state_dict(c['opt'])
+        self.history.epochs,self.history.steps,self.history.resumed = c['epochs'],c['steps'],True
+        self.state = c['random']
+        if c.get('ema'): self.ema.restore(c['ema'])
+        self.write_tables()
+    except (CifarFastError,MemoryError,torch.OutOfMemoryError): raise
+    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror or e}') from e
+    except Exception as e:
+        why = f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
+        raise CifarFastError(f'{path} is damaged ({why}): start anew with another --out') from e
     return c['epoch']

@@ -10,7 +10,7 @@ from fastai.basics import *
 from fastai.callback.schedule import ParamScheduler
 from .core import *
 from .data import ImageArrays,load_images
-from .loaders import cifar_dls,image_batch
+from .loaders import cifar_dls,image_batch,pipelines
 from .models import get_model,whiten_
 from .learner import L1Penalty,cifar_learner
 from .tricks import *
@@ -20,9 +20,24 @@ from .interpret import *
 from .recipes import *
 
 # %% auto #0
-__all__ = ['recipe_learner', 'recipe_opt', 'recipe_cbs', 'train_args', 'run_config', 'run_recipe', 'run_model', 'run_images',
+__all__ = ['train_args', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config', 'run_recipe', 'run_model', 'run_images',
            'run_learner', 'run_predictions', 'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run', 'mean_sd',
            'train_seeds']
+
+# %% ../nbs/19_train.ipynb #650383c5
+def train_args(
+    **kwargs # Arguments of `recipe_learner` but the recipe, the images and the device
+)->dict: # All of them, by name
+    'How a recipe is trained: what is not in `kwargs` is as `recipe_learner` has it'
+    params = inspect.signature(recipe_learner).parameters.items()
+    how = {k: p.default for k,p in params if k not in ('recipe','images','device')}
+    for k in kwargs: choose(k, list(how), 'argument')
+    how.update(kwargs)
+    for k,there in dict(precision=precisions, pipeline=pipelines).items(): choose(how[k], there, k)
+    for k,end in dict(seed=2**32, num_workers=257).items():
+        check_value(isinstance(how[k], int) and 0<=how[k]<end, k, how[k], f'a whole number from 0 to {end-1}')
+    check_fraction('valid_pct', how['valid_pct'])
+    return how
 
 # %% ../nbs/19_train.ipynb #6f4f8446
 def recipe_learner(
@@ -39,7 +54,9 @@ def recipe_learner(
     device:str|torch.device=None # Where to train; None: fastai's default device
 )->Learner: # Untrained; its validation set is the split, or the test set where there is none
     'The learner that `recipe` describes'
+    train_args(seed=seed, precision=precision, num_workers=num_workers, valid_pct=valid_pct, pipeline=pipeline, compile=compile, graph=graph)
     r,device = recipe,pick_device(device)
+    r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
     val_bs = max(r.bs, 2000*32**2//images.train_x[0,...,0].size) if device.type=='cuda' else r.bs  # no gradients: there is room for more
     dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline)
@@ -77,17 +94,6 @@ def fit_recipe(self:Learner,
     "Train with the recipe's schedule"
     self.fit(recipe.epochs, cbs=ParamScheduler(recipe.scheds()), start_epoch=start_epoch)
 
-# %% ../nbs/19_train.ipynb #650383c5
-def train_args(
-    **kwargs # Arguments of `recipe_learner` but the recipe, the images and the device
-)->dict: # All of them, by name
-    'How a recipe is trained: what is not in `kwargs` is as `recipe_learner` has it'
-    params = inspect.signature(recipe_learner).parameters.items()
-    how = {k: p.default for k,p in params if k not in ('recipe','images','device')}
-    for k in kwargs: choose(k, list(how), 'argument')
-    choose(kwargs.get('precision', 'auto'), precisions, 'precision')
-    return dict(how, **kwargs)
-
 # %% ../nbs/19_train.ipynb #04011151
 def run_config(
     recipe:Recipe,      # What is trained
@@ -110,10 +116,11 @@ def run_recipe(
     run:Run # A run
 )->Recipe:
     'The recipe that `run` followed'
-    try: recipe = Recipe.of(**run.config['recipe'])
-    except (KeyError,TypeError,CifarFastError) as e:
-        raise CifarFastError(f'{run.path} was written by another version of cifar_fast: {e}') from None
-    recipe.check()
+    try:
+        recipe = Recipe.of(**run.config['recipe'])
+        recipe.check()
+    except (TypeError,CifarFastError) as e:
+        raise CifarFastError(f'{run/"config.json"} is damaged, or of another version of cifar_fast: {e}') from None
     return recipe
 
 # %% ../nbs/19_train.ipynb #8b619b65
@@ -131,7 +138,7 @@ def run_images(
     run:Run # A run
 )->ImageArrays:
     'The data that `run` was trained on; a `CifarFastError` if they have changed since'
-    recipe,was = run_recipe(run),run.config.get('data', {}).get('fingerprint')
+    recipe,was = run_recipe(run),run.config['data']['fingerprint']
     images = recipe.images()
     if images.fingerprint!=was:
         raise CifarFastError(f'{recipe.data} is not what it was when {run.path} began (fingerprint {images.fingerprint}, was {was})')
@@ -145,9 +152,7 @@ def run_learner(
     device:str|torch.device=None # Where it is to be; None: fastai's default device
 )->Learner:
     'The learner of `run`'
-    recipe = run_recipe(run)
-    try: how = {k: run.config[k] for k in train_args()}
-    except KeyError as e: raise CifarFastError(f'{run.path} was written by another version of cifar_fast: it has no {e}') from None
+    recipe,how = run_recipe(run),{k: run.config[k] for k in train_args()}
     learn = recipe_learner(recipe, images or run_images(run), device=device, **how)
     if trained: load_weights(learn.model, run/'model.safetensors')
     return learn
@@ -231,8 +236,8 @@ def batch_that_fits(
 ):
     'Say it in a line where a batch does not fit into the memory'
     try: yield
-    except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e): raise
+    except (RuntimeError,MemoryError) as e:
+        if not isinstance(e, (MemoryError,torch.OutOfMemoryError)) and "can't allocate memory" not in str(e): raise
         raise CifarFastError(f'a batch of {bs} images does not fit into the memory of {device}: try half, --bs {max(1, bs//2)}') from e
 
 # %% ../nbs/19_train.ipynb #75b3d2ae
@@ -292,7 +297,12 @@ def train_recipe(
     how,device = train_args(**kwargs),pick_device(device)
     recipe,how,images = recipe.ready(how)
     learn = recipe_learner(recipe, images, device=device, **how)
-    return learn.train_run(Run.create(out, run_config(recipe, how, images, learn.dls)), images, quiet)
+    with hold(out):
+        run = Run.create(out, run_config(recipe, how, images, learn.dls))
+        try: return learn.train_run(run, images, quiet)
+        except Exception:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
+            if not (run/'checkpoint.pt').exists(): (run/'config.json').unlink()
+            raise
 
 # %% ../nbs/19_train.ipynb #040cdee3
 def resume_run(
@@ -302,9 +312,10 @@ def resume_run(
 )->dict: # The results
     'Train an interrupted run to its end, as if nothing had happened'
     run = Run(path)
-    if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
-    images = run_images(run)
-    return run_learner(run, images, trained=False, device=device).train_run(run, images, quiet)
+    with hold(path):
+        if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
+        images = run_images(run)
+        return run_learner(run, images, trained=False, device=device).train_run(run, images, quiet)
 
 # %% ../nbs/19_train.ipynb #2dd162e9
 def _check_same(run, recipe, how):
@@ -334,7 +345,7 @@ def train_seeds(
     **kwargs
 )->dict: # `runs`, the results of each, and what `mean_sd` makes of them
     'Train `recipe` with several seeds'
-    check_value(n>=2, 'the number of seeds', n, 'at least 2, for a mean and a standard deviation')
+    check_value(2<=n<=10_000, 'the number of seeds', n, 'at least 2, for a mean and a standard deviation, and at most 10,000')
     recipe.check()
     out,how = Path(out),train_args(**kwargs)
     if (out/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')

@@ -1,6 +1,8 @@
 "What a person can mend gets one line that says how, and exit code 2; nothing that was there is touched"
-import errno,json
+import errno,json,shlex,shutil,sys
+from pathlib import Path
 import pytest,torch
+from cifar_fast.cli import main
 from cifar_fast.core import CifarFastError
 from cifar_fast.recipes import get_recipe
 from cifar_fast.train import resume_run,train_recipe
@@ -18,19 +20,20 @@ def answers(folder, run_script, tmp_path_factory):
     (d/'other'/'config.json').write_text('{}')
     (d/'damaged').mkdir()
     (d/'damaged'/'config.json').write_text('{"recipe": {')
-    base = ['--data',folder,'--epochs',1,'--bs',16,'--policy','none','--model_args','width=4','--quiet','--no_report','--out']
+    few = ['--data',folder,'--policy','none','--quiet','--no_report']
+    base = [*few,'--epochs',1,'--bs',16,'--model_args','width=4','--out']
     calls = dict(
         recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'],
         precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],
-        bs=[*base,d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak_epoch',5],
+        bs=[*few,'--out',d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak_epoch',5],
         lr_negative=['--lr',-.1], lr_zero=['--lr',0],
         lr_nan=['--lr','nan'], smoothing=[*base,d/'s','--label_smoothing',2], valid=[*base,d/'v','--valid_pct',1.5],
         model_args=['--model_args','width 4'],
-        model_arg=[*base,d/'m','--model_args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
+        model_arg=[*few,'--model_args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
         resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'], resume_damaged=['--resume',d/'damaged'],
         resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
-        nan=[*base,d/'nan','--lr',1e30,'--epochs',3], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
+        nan=[*few,'--out',d/'nan','--lr',1e30,'--epochs',3,'--bs',16], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
         graph=[*base,d/'g','--graph','--device','cpu'],
         pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--num_workers',2])
     return d,dict(zip(calls, run_script(*calls.values())))
@@ -90,14 +93,137 @@ def test_changed_data(begun):
     (begun/'config.json').write_text(json.dumps(c))
     with pytest.raises(CifarFastError, match='is not what it was'): resume_run(begun, quiet=True)
 
-def test_full_disk(begun, folder, tmp_path, monkeypatch):
+def test_full_disk(begun, monkeypatch):
     "No space for a checkpoint: one line, and the last whole one is still there"
-    def full(obj, path):
-        open(path,'wb').write(b'half')
-        raise OSError(errno.ENOSPC, 'No space left on device')
-    before = (begun/'checkpoint.pt').read_bytes()
-    monkeypatch.setattr(torch, 'save', full)
+    c = torch.load(begun/'checkpoint.pt')
+    c.update(epoch=1, epochs=c['epochs'][:1], steps=c['steps'][:4])
+    torch.save(c, begun/'checkpoint.pt')
+    before,write = (begun/'checkpoint.pt').read_bytes(),Path.write_bytes
+    def full(path, data):
+        write(path, bytes(data)[:100])
+        if 'checkpoint.pt' in path.name: raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(CifarFastError, match='checkpoint.pt: No space left on device'): resume_run(begun, quiet=True)
+    assert (begun/'checkpoint.pt').read_bytes()==before and not list(begun.glob('.*'))
+
+def test_it_did_not_begin(folder, tmp_path):
+    "A training that fails in its first epoch does not block its folder, nor leave one"
+    r = get_recipe('demo').replace(data=str(folder), epochs=1, bs=16, policy='none', model_args=dict(width=4), lr=1e30)
+    for _ in range(2):
+        with pytest.raises(CifarFastError, match='learning rate was'): train_recipe(r, tmp_path/'run', quiet=True)
+    assert not (tmp_path/'run').exists()
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    "Run a script in this process: (exit code, stderr)"
+    def _call(*argv):
+        monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
+        return main(),capsys.readouterr().err
+    return _call
+
+bad_values = """
+lr nan | lr inf | lr -1 | lr 0 | lr high | lr '' | lr 9{400} | lr_min 2 | lr_end -1 | lr_end nan | epochs 0 | epochs -3 | epochs 2.5 | epochs 1e3
+epochs 9{400} | epochs 9{5000} | peak_epoch -1 | peak_epoch 99 | peak_epoch nan | step_epochs 3 | gamma .5 | gamma nan | schedule cosine
+moms .9 | moms (.9,.8) | moms (.9,.8,1) | moms ((.9,),.8,.9) | moms ({9000} | mom 1 | mom -.1 | nesterov perhaps | wd -1 | wd inf | l1 -1 | l1 nan
+label_smoothing 1 | label_smoothing two | bs 0 | bs -1 | bs 1.5 | bs 9{400} | bs 500 | size 0 | size 7 | size 10000 | size 9{400} | size large
+policy flipcrop | model resnet8 | model_args 3 | model_args width | model_args width=0 | model_args width=4.5 | model_args width=9{400}
+model_args width='4' | model_args width=4,width=8 | model_args {1:2} | model_args {'width':4,'width':8} | model_args dropout=1 | model_args scale=0
+model_args scale=1e999 | model_args fc_bias=2 | model_args conv_bias='inner' | model_args n_classes=3 | model_args [1,2] | opt adam | opt_args mom=.1
+opt_args lr=1,wd=3 | opt_args bias_lr=2 | alternating_flip 2 | progressive_resizing 3 | progressive_resizing (0,24) | progressive_resizing ((0,-4),)
+progressive_resizing ((.5,8),(0,16)) | progressive_resizing ((0,4),(.5,16)) | progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe
+seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1 | seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1
+num_workers 2 | num_workers 100000 | valid_pct 1 | valid_pct -.1 | valid_pct nan | valid_pct .001 | device gpu | device cuda:99 | device '' | device meta
+device 9{400} | recipe nothing | recipe '' | data x{5000} | out x{5000} | out /dev/null/run | resume x{5000} | resume '' | lerning_rate 3 | list yes"""
+bad_values = [' '.join(o.split()) for line in bad_values.split('\n') for o in line.split('|') if o.strip()]
+
+@pytest.mark.parametrize('bad', bad_values + ['lr .1 --lr .2', 'seed 1 --seeds 2', 'list --lr 3', 'graph --device cpu',
+    'opt muon --opt_args momentum=.1', 'opt muon --nesterov False', 'opt muon --opt_args bias_lr=-1', 'schedule step_decay --lr_min .1',
+    'schedule step_decay --gamma -1', 'model dilated_net --size 8', 'bs 1 --size 8', 'model resnet18 --model_args width=4'])
+def test_value(call, folder, tmp_path, monkeypatch, bad):
+    "Whatever a value is: one line, exit code 2, and nothing is written"
+    import re
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(re.sub(r'(.)\{(\d+)\}', lambda m: m[1]*int(m[2]), bad.replace("'4'", '"\'4\'"').replace("'inner'", '"\'inner\'"')
+                               .replace("{'width':4,'width':8}", '"{\'width\':4,\'width\':8}"')))
+    given = dict(data=folder, model_args='width=4', epochs=1, bs=16, policy='none', lr=.05, recipe='assignment')
+    base = [w for k,v in given.items() if f'--{k}' not in ['--'+words[0],*words] and 'resume' not in words[0] and 'list' not in words[0]
+            and not (k=='model_args' and words[0]=='model') for w in (f'--{k}',v)]
+    code,err = call('cifar_fast_train', *base, '--quiet', '--no_report', '--'+words[0], *words[1:])
+    assert code==2 and err.startswith('cifar_fast_train: ') and err.count('\n')==1, (code, err)
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('script,bad', [o.split(' ', 1) for o in (
+    'lr_find --start 0', 'lr_find --start nan', 'lr_find --end .00001', 'lr_find --steps 3', 'lr_find --steps many', 'lr_find --steps 9999999999',
+    'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu', 'bench --recipe x', 'report nowhere',
+    'compare nowhere', 'explain nowhere x.png', 'export nowhere', 'report ', 'explain x', 'bench --contenders all')])
+def test_value_of_others(call, folder, tmp_path, monkeypatch, script, bad):
+    monkeypatch.chdir(tmp_path)
+    base = ['--data',folder,'--bs',16,'--policy','none','--model_args','width=4','--quiet'] if script=='lr_find' else []
+    code,err = call(f'cifar_fast_{script}', *base, *bad.split())
+    assert code==2 and err.startswith(f'cifar_fast_{script}: ') and err.count('\n')==1, (code, err)
+    assert not list(tmp_path.iterdir())
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory):
+    "A finished run"
     r = get_recipe('demo').replace(data=str(folder), epochs=2, bs=16, policy='none', model_args=dict(width=4))
-    with pytest.raises(CifarFastError, match='No space left on device'): train_recipe(r, tmp_path/'full', quiet=True)
-    assert not (tmp_path/'full'/'checkpoint.pt').exists() and not list((tmp_path/'full').glob('.*'))
-    assert (begun/'checkpoint.pt').read_bytes()==before
+    train_recipe(r, out := tmp_path_factory.mktemp('whole')/'run', quiet=True)
+    return out
+
+def edited(name, **values): return lambda b: json.dumps({**json.loads(b), **values}).encode()
+def without(key): return lambda b: json.dumps({k: v for k,v in json.loads(b).items() if k!=key}).encode()
+def data(**values): return lambda b: json.dumps({**(c := json.loads(b)), 'data': {**c['data'], **values}}).encode()
+def flipped(at): return lambda b: b[:int(at*len(b))] + bytes([b[int(at*len(b))]^64]) + b[int(at*len(b))+1:]
+damage = [(f,o) for f in ('config.json','results.json') for o in (
+    b'', b'{', b'[]', b'3', b'null', b'\xff\xfe', b'['*50_000, b'{"recipe": {}, "data": [], "test_accuracy": "1"}', lambda b: b[:len(b)//2])]
+damage += [('config.json',o) for o in (
+    edited('c', recipe=[]), edited('c', recipe={}), edited('c', recipe=dict(name='a', lr='x')), edited('c', data=3), edited('c', seed='one'),
+    edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2), without('recipe'), without('data'), without('seed'),
+    without('pipeline'), data(classes='abc'), data(classes=[1,2,3]), data(classes=[]), data(mean=[1]), data(std=['a','b','c']), data(size=-1),
+    data(train=None), data(name=[]), data(fingerprint=3))]
+damage += [('results.json',o) for o in (edited('r', test_accuracy=None), edited('r', test_accuracy=7), edited('r', epochs=[2]),
+    edited('r', train_seconds='x'), edited('r', test_loss={}), edited('r', cam_localization=3), edited('r', cam_localization=[{}]),
+    without('test_accuracy'))]
+damage += [(f,o) for f in ('history.csv','steps.csv') for o in (
+    b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2], lambda b: b.replace(b'1', b'x'), lambda b: b+b'1,2\n',
+    lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
+damage += [('model.safetensors',o) for o in (b'', b'half', *map(flipped, (0, .3, .5, .7, .99)), lambda b: b[:-9], lambda b: b+b'0')]
+
+@pytest.mark.parametrize('i', range(len(damage)))
+def test_damaged_file(call, whole, tmp_path, i):
+    "A file of a run that is not what was written: one line that names it, from the scripts that read it"
+    file,how = damage[i]
+    shutil.copytree(whole, run := tmp_path/'run')
+    b = (run/file).read_bytes()
+    (run/file).write_bytes(how if isinstance(how, bytes) else how(b))
+    page = file in ('history.csv','steps.csv','model.safetensors') or b'cam_loc' in (run/file).read_bytes() or b'cam_loc' not in b
+    scripts = dict(report=['cifar_fast_report',run,'--quiet'])
+    if file!='model.safetensors': scripts['compare'] = ['cifar_fast_compare',run,'--out',tmp_path/'c.html']
+    if file in ('config.json','model.safetensors'): scripts['explain'] = ['cifar_fast_explain',run,'x.png','--out',tmp_path/'e']
+    answers = {k: call(*o) for k,o in scripts.items()}
+    assert all(code in (0,2) for code,_ in answers.values())
+    errs = [err for code,err in answers.values() if code==2]
+    assert errs and all(e.count('\n')==1 for e in errs) and page, answers
+    assert any(file in e for e in errs), errs
+
+@pytest.mark.parametrize('at', [0, .1, .2, .3, .4, .5, .6, .7, .8, .9, .97, .999])
+def test_damaged_bit_of_a_checkpoint(begun, at):
+    "Found, or harmless"
+    f = begun/'checkpoint.pt'
+    model = (begun/'model.safetensors').read_bytes()
+    f.write_bytes(flipped(at)(f.read_bytes()))
+    try: resume_run(begun, quiet=True)
+    except CifarFastError as e: assert 'checkpoint.pt is damaged' in str(e)
+    else: assert (begun/'model.safetensors').read_bytes()==model
+
+@pytest.mark.parametrize('content', [[], 3, {}, dict(epoch=1), dict(epoch='a', epochs=[]), dict(model={}, epoch=1, epochs=[{}], random={})])
+def test_odd_checkpoint(begun, content):
+    torch.save(content, begun/'checkpoint.pt')
+    with pytest.raises(CifarFastError, match='checkpoint.pt is damaged'): resume_run(begun, quiet=True)
+
+def test_fewer_gpus(begun):
+    "Random states of GPUs that are not here are left out"
+    c = torch.load(begun/'checkpoint.pt')
+    c['random']['torch_cuda_state'] = [torch.zeros(16, dtype=torch.uint8)]*(torch.cuda.device_count()+2)
+    torch.save(c, begun/'checkpoint.pt')
+    if not torch.cuda.is_available(): assert resume_run(begun, quiet=True)['epochs']==2

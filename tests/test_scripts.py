@@ -21,7 +21,7 @@ def done(folder, run_script, tmp_path_factory):
         a=['--data',folder,*small,'--out',d/'a'], b=['--data',folder,*small,'--out',d/'b','--seed',1,'--no_report'],
         seeds=['--data',folder,*small,'--out',d/'seeds','--seeds',2,'--no_report'],
         seeds_again=['--data',folder,*small,'--out',d/'seeds','--seeds',2],
-        set=['--data',folder,*small,'--out',d/'set','--nesterov','False','--epochs',1,'--no-report'],
+        set=['--data',folder,*small[2:],'--out',d/'set','--nesterov','False','--epochs',1,'--no-report'],
         lr_find=['cifar_fast_lr_find','--recipe','demo','--data',folder,'--bs',16,'--model-args',"{'width':4}",'--steps',12,
                  '--out',d/'lr','--quiet'],
         report=['cifar_fast_report',d/'b'], compare=['cifar_fast_compare',d/'a',d/'b','--out',d/'compare.html'],
