@@ -8,6 +8,7 @@ from .core import *
 from unicodedata import normalize
 import cv2
 from fastai.vision.all import *
+from .pictures import *
 from .data import *
 from .augment import *
 from .device import *

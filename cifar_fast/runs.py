@@ -159,6 +159,7 @@ class RunConfig(TypedDict, total=False):
     valid_pct:Annotated[float,Field(ge=0, lt=1)]
     compile:bool
     graph:bool
+    deterministic:bool
     device:str
     versions:dict
 
