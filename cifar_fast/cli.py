@@ -99,6 +99,7 @@ def main()->int: # The exit code
     name = Path(sys.argv[0]).stem
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # when it is stopped, multiprocessing would have another word
     for f in (sys.stdout,sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
     were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
