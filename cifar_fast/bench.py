@@ -588,12 +588,10 @@ def bench_runs(
     how['precision'] = pick_precision(how['precision'], device)
     res = dict(machine_facts(device), recipe=dataclasses.asdict(recipe), how=how, data=f'{images.name} ({images.fingerprint})', runs=[])
     if device.type=='cuda': _timed_run(recipe.replace(epochs=1), images, device, dict(how, seed=0))
-    try:
-        for seed in range(n):
-            res['runs'].append(r := _timed_run(recipe, images, device, dict(how, seed=seed)))
-            print(', '.join(f'{k} {v:.4g}' for k,v in r.items()), flush=True)
-            for name,text in {'runs.json': json.dumps(res, indent=1), 'runs.md': (page := _runs_page(res))}.items():
-                with atomic_write(out/name) as tmp: tmp.write_text(text)
-    except KeyboardInterrupt: raise KeyboardInterrupt(f": {len(res['runs'])} of {n} runs are in {out}") from None
+    for seed in range(n):
+        res['runs'].append(r := _timed_run(recipe, images, device, dict(how, seed=seed)))
+        print(', '.join(f'{k} {v:.4g}' for k,v in r.items()), flush=True)
+        for name,text in {'runs.json': json.dumps(res, indent=1), 'runs.md': (page := _runs_page(res))}.items():
+            with atomic_write(out/name) as tmp: tmp.write_text(text)
     print('\n' + page)
     return res

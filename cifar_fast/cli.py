@@ -97,6 +97,7 @@ def main()->int: # The exit code
     warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # a box stands for it
     matplotlib.use('Agg')  # no screen is needed
     keep_freed_memory()
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # when it is stopped, multiprocessing would have another word
     for f in (sys.stdout,sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
     were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
@@ -138,10 +139,11 @@ def how_to_go_on(
 # %% ../nbs/24_cli.ipynb #024067ca
 @contextmanager
 def going_on(
-    out:str|Path # The folder of a run, or of several seeds
+    out:str|Path,             # The folder of a run, or of several seeds
+    hint:callable=how_to_go_on # What makes the end of a sentence of it
 ):
     'Let whoever stops the script know how to go on'
-    _hints.append(partial(how_to_go_on, out))
+    _hints.append(partial(hint, out))
     try: yield
     finally: _hints.pop()
 
@@ -318,7 +320,7 @@ def cifar_fast_bench(
         for k in how.keys()-{'device'}: raise CifarFastError(f'--{k} goes with --runs: leave it out, or choose --contenders')
         return bench(out, chosen, quick=quick, contenders=contenders, limit=limit, **how)
     if quick or contenders or 'seed' in how: raise CifarFastError('--runs has seeds 0, 1, 2, …: leave out --quick, --contenders and --seed')
-    bench_runs(chosen, out, runs, **how)
+    with going_on(out, '. The runs that were finished are in {}'.format): bench_runs(chosen, out, runs, **how)
 
 _scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
                                    cifar_fast_evaluate, cifar_fast_export, cifar_fast_bench)}

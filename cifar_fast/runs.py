@@ -345,10 +345,12 @@ class Checkpoint(Callback):
         with atomic_write(self.folder/'checkpoint.pt') as tmp: tmp.write_bytes(zipped.getbuffer())
         self.write_tables()
 
-    def write_tables(self):
-        'Write the history'
-        self.folder.write_table('history.csv', self.table())
-        self.folder.write_table('steps.csv', self.history.steps)
+# %% ../nbs/11_runs.ipynb #5771414a
+@patch
+def write_tables(self:Checkpoint):
+    'Write the history'
+    self.folder.write_table('history.csv', self.table())
+    self.folder.write_table('steps.csv', self.history.steps)
 
 # %% ../nbs/11_runs.ipynb #8641a0e5
 def _read_checkpoint(path):

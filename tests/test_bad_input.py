@@ -33,7 +33,8 @@ def answers(folder, run_script, tmp_path_factory):
         model_arg=[*few,'--model_args','wide=4'], kept=[*base,d/'kept'], other=[*base,d/'other'], file=[*base,d/'kept'/'thesis.txt'],
         resume_none=['--resume',d/'nowhere'], resume_empty=['--resume',d/'empty'], resume_damaged=['--resume',d/'damaged'],
         resume_other=['--resume',d/'other'], resume_lr=['--resume',d/'other','--lr',.1],
-        nan=[*few,'--out',d/'nan','--lr',1e30,'--epochs',3,'--bs',16], device=[*base,d/'d','--device','gpu'], no_cuda=[*base,d/'c','--device','cuda:99'],
+        nan=[*few,'--out',d/'nan','--lr',1e30,'--epochs',3,'--bs',16], device=[*base,d/'d','--device','gpu'],
+        no_cuda=[*base,d/'c','--device','cuda:99'],
         graph=[*base,d/'g','--graph','--device','cpu'],
         pipeline=[*base,d/'i','--pipeline','itme'], workers=[*base,d/'w','--num_workers',2])
     return d,dict(zip(calls, run_script(*calls.values())))
@@ -122,18 +123,20 @@ def call(monkeypatch, capsys):
     return _call
 
 bad_values = """
-lr nan | lr inf | lr -1 | lr 0 | lr high | lr '' | lr 9{400} | lr_min 2 | lr_end -1 | lr_end nan | epochs 0 | epochs -3 | epochs 2.5 | epochs 1e3
-epochs 9{400} | epochs 9{5000} | peak_epoch -1 | peak_epoch 99 | peak_epoch nan | step_epochs 3 | gamma .5 | gamma nan | schedule cosine
-moms .9 | moms (.9,.8) | moms (.9,.8,1) | moms ((.9,),.8,.9) | moms ({9000} | mom 1 | mom -.1 | nesterov perhaps | wd -1 | wd inf | l1 -1 | l1 nan
-label_smoothing 1 | label_smoothing two | bs 0 | bs -1 | bs 1.5 | bs 9{400} | bs 500 | size 0 | size 7 | size 10000 | size 9{400} | size large
-policy flipcrop | model resnet8 | model_args 3 | model_args width | model_args width=0 | model_args width=4.5 | model_args width=9{400}
-model_args width='4' | model_args width=4,width=8 | model_args {1:2} | model_args {'width':4,'width':8} | model_args dropout=1 | model_args scale=0
-model_args scale=1e999 | model_args fc_bias=2 | model_args conv_bias='inner' | model_args n_classes=3 | model_args [1,2] | opt adam | opt_args mom=.1
-opt_args lr=1,wd=3 | opt_args bias_lr=2 | alternating_flip 2 | progressive_resizing 3 | progressive_resizing (0,24) | progressive_resizing ((0,-4),)
-progressive_resizing ((.5,8),(0,16)) | progressive_resizing ((0,4),(.5,16)) | progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe
-seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1 | seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1
-num_workers 2 | num_workers 100000 | valid_pct 1 | valid_pct -.1 | valid_pct nan | valid_pct .001 | device gpu | device cuda:99 | device '' | device meta
-device 9{400} | recipe nothing | recipe '' | data x{5000} | out x{5000} | out /dev/null/run | resume x{5000} | resume '' | lerning_rate 3 | list yes"""
+lr nan | lr inf | lr -1 | lr 0 | lr high | lr '' | lr 9{400} | lr_min 2 | lr_end -1 | lr_end nan | epochs 0 | epochs -3 | epochs 2.5
+epochs 1e3 | epochs 9{400} | epochs 9{5000} | peak_epoch -1 | peak_epoch 99 | peak_epoch nan | step_epochs 3 | gamma .5 | gamma nan
+schedule cosine | moms .9 | moms (.9,.8) | moms (.9,.8,1) | moms ((.9,),.8,.9) | moms ({9000} | mom 1 | mom -.1 | nesterov perhaps
+wd -1 | wd inf | l1 -1 | l1 nan | label_smoothing 1 | label_smoothing two | bs 0 | bs -1 | bs 1.5 | bs 9{400} | bs 500 | size 0
+size 7 | size 10000 | size 9{400} | size large | policy flipcrop | model resnet8 | model_args 3 | model_args width
+model_args width=0 | model_args width=4.5 | model_args width=9{400} | model_args width='4' | model_args width=4,width=8
+model_args {1:2} | model_args {'width':4,'width':8} | model_args dropout=1 | model_args scale=0 | model_args scale=1e999
+model_args fc_bias=2 | model_args conv_bias='inner' | model_args n_classes=3 | model_args [1,2] | opt adam | opt_args mom=.1
+opt_args lr=1,wd=3 | opt_args bias_lr=2 | alternating_flip 2 | progressive_resizing 3 | progressive_resizing (0,24)
+progressive_resizing ((0,-4),) | progressive_resizing ((.5,8),(0,16)) | progressive_resizing ((0,4),(.5,16))
+progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe | seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1
+seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1 | num_workers 2 | num_workers 100000 | valid_pct 1
+valid_pct -.1 | valid_pct nan | valid_pct .001 | device gpu | device cuda:99 | device '' | device meta | device 9{400}
+recipe nothing | recipe '' | data x{5000} | out x{5000} | out /dev/null/run | resume x{5000} | resume '' | lerning_rate 3 | list yes"""
 bad_values = [' '.join(o.split()) for line in bad_values.split('\n') for o in line.split('|') if o.strip()]
 
 @pytest.mark.parametrize('bad', bad_values + ['lr .1 --lr .2', 'seed 1 --seeds 2', 'list --lr 3', 'graph --device cpu',
@@ -153,9 +156,10 @@ def test_value(call, folder, tmp_path, monkeypatch, bad):
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('script,bad', [o.split(' ', 1) for o in (
-    'lr_find --start 0', 'lr_find --start nan', 'lr_find --end .00001', 'lr_find --steps 3', 'lr_find --steps many', 'lr_find --steps 9999999999',
-    'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu', 'bench --recipe x', 'report nowhere',
-    'compare nowhere', 'explain nowhere x.png', 'export nowhere', 'report ', 'explain x', 'bench --contenders all')])
+    'lr_find --start 0', 'lr_find --start nan', 'lr_find --end .00001', 'lr_find --steps 3', 'lr_find --steps many',
+    'lr_find --steps 9999999999', 'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu',
+    'bench --recipe x',
+    'report nowhere', 'compare nowhere', 'explain nowhere x.png', 'export nowhere', 'report ', 'explain x', 'bench --contenders all')])
 def test_value_of_others(call, folder, tmp_path, monkeypatch, script, bad):
     monkeypatch.chdir(tmp_path)
     base = ['--data',folder,'--bs',16,'--policy','none','--model_args','width=4','--quiet'] if script=='lr_find' else []
@@ -175,18 +179,20 @@ def without(key): return lambda b: json.dumps({k: v for k,v in json.loads(b).ite
 def data(**values): return lambda b: json.dumps({**(c := json.loads(b)), 'data': {**c['data'], **values}}).encode()
 def flipped(at): return lambda b: b[:int(at*len(b))] + bytes([b[int(at*len(b))]^64]) + b[int(at*len(b))+1:]
 damage = [(f,o) for f in ('config.json','results.json') for o in (
-    b'', b'{', b'[]', b'3', b'null', b'\xff\xfe', b'['*50_000, b'{"recipe": {}, "data": [], "test_accuracy": "1"}', lambda b: b[:len(b)//2])]
+    b'', b'{', b'[]', b'3', b'null', b'\xff\xfe', b'['*50_000, b'{"recipe": {}, "data": [], "test_accuracy": "1"}',
+    lambda b: b[:len(b)//2])]
 damage += [('config.json',o) for o in (
-    edited('c', recipe=[]), edited('c', recipe={}), edited('c', recipe=dict(name='a', lr='x')), edited('c', data=3), edited('c', seed='one'),
-    edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2), without('recipe'), without('data'), without('seed'),
-    without('pipeline'), data(classes='abc'), data(classes=[1,2,3]), data(classes=[]), data(mean=[1]), data(std=['a','b','c']), data(size=-1),
-    data(train=None), data(name=[]), data(fingerprint=3))]
+    edited('c', recipe=[]), edited('c', recipe={}), edited('c', recipe=dict(name='a', lr='x')), edited('c', data=3),
+    edited('c', seed='one'), edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2),
+    without('recipe'), without('data'), without('seed'),
+    without('pipeline'), data(classes='abc'), data(classes=[1,2,3]), data(classes=[]), data(mean=[1]),
+    data(std=['a','b','c']), data(size=-1), data(train=None), data(name=[]), data(fingerprint=3))]
 damage += [('results.json',o) for o in (edited('r', test_accuracy=None), edited('r', test_accuracy=7), edited('r', epochs=[2]),
     edited('r', train_seconds='x'), edited('r', test_loss={}), edited('r', cam_localization=3), edited('r', cam_localization=[{}]),
     without('test_accuracy'))]
 damage += [(f,o) for f in ('history.csv','steps.csv') for o in (
-    b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2], lambda b: b.replace(b'1', b'x'), lambda b: b+b'1,2\n',
-    lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
+    b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2], lambda b: b.replace(b'1', b'x'),
+    lambda b: b+b'1,2\n', lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
 damage += [('model.safetensors',o) for o in (b'', b'half', *map(flipped, (0, .3, .5, .7, .99)), lambda b: b[:-9], lambda b: b+b'0')]
 
 @pytest.mark.parametrize('i', range(len(damage)))

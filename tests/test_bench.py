@@ -1,5 +1,5 @@
 "`bench` runs, leaves its files, and survives a contender that does not; its figures are not looked at"
-import json,subprocess,sys,time
+import json,os,signal,subprocess,sys,time
 from contextlib import nullcontext
 from functools import partialmethod
 from itertools import islice
@@ -203,14 +203,16 @@ def test_runs(monkeypatch, tmp_path, steps):
     assert [r['train_seconds'] for r in res['runs']]==[12]*2 and res['runs'][0]['test_accuracy']!=res['runs'][1]['test_accuracy']
     assert res['recipe']['model_args']==dict(width=8) and 'speedrun, 2 runs' in (tmp_path/'r'/'runs.md').read_text()
 
-def test_interrupted_runs(monkeypatch, tmp_path, capsys):
+def test_interrupted_runs(monkeypatch, tmp_path, capfd):
     "Ctrl-C keeps the runs that were finished"
     def run(recipe, images, device, how):
-        if how['seed']==2: raise KeyboardInterrupt
+        if how['seed']==2: os.kill(os.getpid(), signal.SIGINT)
         return dict(seed=how['seed'], test_accuracy=.9+how['seed']/100, tta_accuracy=.9, prepare_seconds=.1, train_seconds=1.)
     monkeypatch.setattr(b, '_timed_run', run)
-    assert script(monkeypatch, *runs, '--runs', 9, '--out', tmp_path/'r')==130
-    assert f"stopped: 2 of 9 runs are in {tmp_path/'r'}" in capsys.readouterr().err
+    def leave(code): raise SystemExit(code)
+    monkeypatch.setattr(os, '_exit', leave)
+    with pytest.raises(SystemExit, match='130'): script(monkeypatch, *runs, '--runs', 9, '--out', tmp_path/'r')
+    assert f"stopped. The runs that were finished are in {tmp_path/'r'}" in capfd.readouterr().err
     assert [r['seed'] for r in json.loads((tmp_path/'r'/'runs.json').read_text())['runs']]==[0,1]
     row = next(o for o in (tmp_path/'r'/'runs.md').read_text().splitlines() if 'test accuracy' in o)
     assert [float(o) for o in row.split('|')[2:6]]==[.905,.0071,.9,.91]

@@ -193,8 +193,8 @@ def test_stopped_in_its_report(runs, tmp_path, monkeypatch, capsys):
     assert main()==2 and 'finished' in capsys.readouterr().err
 
 def test_stopped_while_importing(tmp_path):
-    p = subprocess.Popen([sys.executable,'-c','import cifar_fast,sys; print(1, flush=True); sys.exit(cifar_fast.main())'], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
+    code = 'import cifar_fast,sys; print(1, flush=True); sys.exit(cifar_fast.main())'
+    p = subprocess.Popen([sys.executable,'-c',code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     p.stdout.readline()
     time.sleep(.3)
     p.send_signal(signal.SIGINT)
