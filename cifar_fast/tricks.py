@@ -116,7 +116,7 @@ class AlternatingFlip(Callback):
         'Flip what another loader gives'
         dl,x = self.dls.train,self.learn.xb[0]
         if isinstance(dl, DeviceDL): return
-        if self.iter==0: self.flip = self.flip[torch.as_tensor(dl.idxs, device=self.flip.device)]  # once an epoch, in the order of its images
+        if self.iter==0: self.flip = self.flip[torch.as_tensor(dl.idxs, device=self.flip.device)]  # once an epoch, in its order
         now = self.flip[self.iter*dl.bs:][:len(x)]
         self.learn.xb = (torch.where(now[:,None,None,None], x.flip(-1), x),*self.xb[1:])
 
