@@ -55,13 +55,14 @@ def entry(mod, name, node, src, fence='::::::'):
     for o in name.split('.'): obj = getattr(obj, o)
     obj = objects[name] = getattr(obj, 'fget', None) or getattr(obj, '__func__', obj)
     kind = 'class' if is_cls else 'property' if any('prop' in ast.unparse(o) for o in node.decorator_list) else 'function'
-    sig = inspect.signature(obj)
-    sig = sig.replace(parameters=[p for k,p in sig.parameters.items() if '.' not in name or k not in ('self','cls')])
-    args,ret = plain(stringify_signature(sig, show_annotation=False)),'' if is_cls else anno(sig.return_annotation)
-    docs = dict(re.findall(r'^ +(\w+):.*?# *(.*)$', src, re.M)) if hasattr(obj, '_fields') else docments(obj, args_kwargs=True)
-    tab,head = table(sig.parameters.values(), docs, ret),name if kind=='property' else name+args+(f' -> {ret}' if ret else '')
     if is_cls and not {'__init__','__new__'} & set(vars(obj)):  # it is made as its base is: say so, in place of twenty arguments
         tab,head = '',f'{name}({", ".join(map(ast.unparse, node.bases))})'
+    else:
+        sig = inspect.signature(obj)
+        sig = sig.replace(parameters=[p for k,p in sig.parameters.items() if '.' not in name or k not in ('self','cls')])
+        args,ret = plain(stringify_signature(sig, show_annotation=False)),'' if is_cls else anno(sig.return_annotation)
+        docs = dict(re.findall(r'^ +(\w+):.*?# *(.*)$', src, re.M)) if hasattr(obj, '_fields') else docments(obj, args_kwargs=True)
+        tab,head = table(sig.parameters.values(), docs, ret),name if kind=='property' else name+args+(f' -> {ret}' if ret else '')
     methods = [o for o in node.body if is_cls and isinstance(o, ast.FunctionDef) and public(o.name) and ast.get_docstring(o)]
     inner = '\n'.join(entry(mod, f'{name}.{o.name}', o, src, fence[1:]) for o in methods)
     return f'{fence}{{py:{kind}}} {head}\n{ast.get_docstring(node) or ""}\n\n{tab}\n\n{inner}\n{fence}\n'
