@@ -110,7 +110,7 @@ def test_seeds_refuse_what_is_not_theirs(tiny, tmp_path):
 def folders(path): return sorted(str(o.parent.relative_to(path)) for o in path.rglob('config.json'))
 
 def test_sweep(tiny, tmp_path):
-    "Every combination is trained with every seed, as a run of its own; the same call again, or one with more values, trains what is missing"
+    "Every combination with every seed is a run of its own; the same call again, or one with more values, trains what is missing"
     kw = dict(precision='fp32', quiet=True, valid_pct=.25)
     out,grid = tmp_path/'s',dict(lr=[.01,'.1'], bs=[24])
     res = train_sweep(tiny, grid, out, 2, **kw)
@@ -130,12 +130,14 @@ def test_sweep(tiny, tmp_path):
 def test_sweep_refuses_before_it_trains(tiny, tmp_path):
     "The last combination is wrong, too large for the data, or has a folder that holds something else: the first is not begun"
     kw = dict(precision='fp32', quiet=True)
-    for grid,why in ((dict(lr=[.1,-1]), 'learning rate'), (dict(bs=[24,500]), 'batch size 500'), (dict(lr=[.1,.10]), 'twice'), (dict(lr=[]), 'a list'),
-                     (dict(seed=[0,1]), "'seed'"), (dict(policy=['none','crpo']), "'crop'"), (dict(model_args=['width=4',dict(width=4)]), 'twice')):
+    for grid,why in ((dict(lr=[.1,-1]), 'learning rate'), (dict(bs=[24,500]), 'batch size 500'), (dict(lr=[.1,.10]), 'twice'),
+                     (dict(lr=[]), 'a list'), (dict(seed=[0,1]), "'seed'"), (dict(policy=['none','crpo']), "'crop'"),
+                     (dict(model_args=['width=4',dict(width=4)]), 'twice')):
         with pytest.raises(CifarFastError, match=why): train_sweep(tiny, grid, tmp_path/'s', **kw)
         assert not (tmp_path/'s').exists()
     train_recipe(tiny, tmp_path/'s/lr=0.2/seed0', precision='fp32', quiet=True)
-    with pytest.raises(CifarFastError, match='lr=0.2/seed0 holds a run with another recipe'): train_sweep(tiny, dict(lr=[.1,.2], bs=[12]), tmp_path/'s', **kw)
+    with pytest.raises(CifarFastError, match='lr=0.2/seed0 holds a run with another recipe'):
+        train_sweep(tiny, dict(lr=[.1,.2], bs=[12]), tmp_path/'s', **kw)
     assert folders(tmp_path/'s')==['lr=0.2/seed0']
     with pytest.raises(CifarFastError, match='is a run itself'): train_sweep(tiny, dict(lr=[.1,.2]), tmp_path/'s/lr=0.2/seed0', **kw)
 
@@ -145,7 +147,8 @@ def test_sweep_goes_on_after_a_failure(tiny, tmp_path, capsys):
     assert [*res]==['lr=0.01','lr=0.1','lr=1e+30'] and 'nan' in res['lr=1e+30']['failed']
     out = capsys.readouterr().out
     assert out.count('\n')==1 and 'would choose by the test set' in out
-    with pytest.raises(CifarFastError, match='every combination failed'): train_sweep(tiny, dict(lr=[1e30,1e29]), tmp_path/'t', quiet=True)
+    with pytest.raises(CifarFastError, match='every combination failed'):
+        train_sweep(tiny, dict(lr=[1e30,1e29]), tmp_path/'t', quiet=True)
 
 @pytest.mark.parametrize('name', recipes)
 def test_recipe_of_a_run(tmp_path, name):
@@ -158,19 +161,21 @@ def test_recipe_in_a_file(tmp_path):
     path.write_text("""
         model = 'speed_net'
         opt = 'muon'
-        lr = .3
-        progressive_resizing = [[0,24],[.5,32]]
-        moms = [.9,.8,.9]
-        notes = ['one','two']
+        lr = 0.3
+        progressive_resizing = [[0, 24], [0.5, 32]]
+        moms = [0.9, 0.8, 0.9]
+        notes = ['one', 'two']
         [model_args]
         width = 16
-        """.replace(' .', ' 0.').replace('[.', '[0.').replace(',.', ',0.'))
-    assert get_recipe(str(path))==Recipe('mine', model='speed_net', opt='muon', lr=.3, progressive_resizing=((0,24),(.5,32)), moms=(.9,.8,.9),
-                                         notes=('one','two'), model_args=dict(width=16))
+        """)
+    assert get_recipe(str(path))==Recipe('mine', model='speed_net', opt='muon', lr=.3, progressive_resizing=((0,24),(.5,32)),
+                                         moms=(.9,.8,.9), notes=('one','two'), model_args=dict(width=16))
 
-@pytest.mark.parametrize('text,why', [('gama = 0.1', "unknown value of a recipe 'gama': did you mean 'gamma'"), ('lr = ', 'no TOML file'),
+@pytest.mark.parametrize('text,why', [
+    ('gama = 0.1', "unknown value of a recipe 'gama': did you mean 'gamma'"), ('lr = ', 'no TOML file'),
     ('lr = "high"', "lr is 'high'"), ('lr = nan', 'lr is nan'), ('model = "resnt9"', "did you mean 'resnet9'"), ('cls = 1', 'cls'),
-    ('[recipe]\nlr = 0.1', "'recipe'"), ('epochs = 3\npeak_epoch = 5', 'peak_epoch'), ('a = ' + '['*9999, 'no TOML file'), ('\udcff', 'no TOML file'),
+    ('[recipe]\nlr = 0.1', "'recipe'"), ('epochs = 3\npeak_epoch = 5', 'peak_epoch'), ('a = ' + '['*9999, 'no TOML file'),
+    ('\udcff', 'no TOML file'),
     ("""model_args = 'width=open("here","w").fileno()'""", 'model_args is')])
 def test_bad_recipe_file(tmp_path, monkeypatch, text, why):
     "One line with the file's name; nothing in it is executed"

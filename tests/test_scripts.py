@@ -54,13 +54,16 @@ def done(folder, run_script, tmp_path_factory):
         export_kept=['cifar_fast_export',d/'a','--out',d/'exported'])
     return d,dict(zip(calls, run_script(*calls.values())))
 
-@pytest.mark.parametrize('name', 'a b seeds seeds_again sweep sweep_again compare_sweep file set lr_find report compare differ explain export'.split())
+@pytest.mark.parametrize('name', '''a b seeds seeds_again sweep sweep_again compare_sweep file set lr_find report compare differ explain
+                                    export'''.split())
 def test_ends_well(done, name): assert done[1][name][0]==0, done[1][name]
 
 @pytest.mark.parametrize('name,message', dict(
     bad_set='unrecognized arguments: --nesterv', bad_bool="nesterov is 'perhaps'", bad_dict="opt_args is 'wd'", no_effect='opt_args',
-    bad_seeds='at least', sweep_twice='lr is in --sweep and given once more', sweep_same='wd=0.1 is in the sweep twice', sweep_empty="'lr=' is not",
-    sweep_name="did you mean 'lr'", sweep_seed='leave out --seed', sweep_resume='sweep', file_key="did you mean 'gamma'", report_none='no run at', report_other='config.json',
+    bad_seeds='at least',
+    sweep_twice='lr is in --sweep and given once more', sweep_same='wd=0.1 is in the sweep twice', sweep_empty="'lr=' is not",
+    sweep_name="did you mean 'lr'", sweep_seed='leave out --seed', sweep_resume='sweep', file_key="did you mean 'gamma'",
+    report_none='no run at', report_other='config.json',
     compare_none='nowhere', compare_page='.html', lr_recipe="did you mean 'demo'", lr_kept='another run',
     lr_range='start', explain_none='nowhere.png', explain_broken='broken.jpg', explain_empty='nothing', explain_layer="'layer1'",
     explain_class="did you mean 'bee'", explain_kept='pictures', export_kept='exported').items())
@@ -97,7 +100,8 @@ def test_sweep(done):
     d,res = done
     lines = res['sweep'][1].splitlines()
     assert res['sweep_again'][1].splitlines()[-7:]==lines[-7:] and not (d/'w').exists()
-    accs = {p: [json.loads((o/'results.json').read_text())['valid_accuracy'] for o in sorted(p.iterdir())] for p in sorted((d/'sweep').iterdir())}
+    def accuracies(p): return [json.loads((o/'results.json').read_text())['valid_accuracy'] for o in sorted(p.iterdir())]
+    accs = {p: accuracies(p) for p in sorted((d/'sweep').iterdir())}
     assert [p.name for p in accs]==['wd=0.0_mom=0.5','wd=0.0_mom=0.9','wd=0.01_mom=0.5','wd=0.01_mom=0.9']
     means = {p.name.replace('_', ' '): f'{np.mean(o):.2%} ± {np.std(o, ddof=1):.2%}' for p,o in accs.items()}
     shown = [l for l in lines if l.startswith('wd=')]
