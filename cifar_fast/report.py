@@ -68,6 +68,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92re
 th,td{text-align:left;padding:.25rem .7rem;border-bottom:1px solid var(--line);white-space:nowrap}
 .facts td{white-space:normal;vertical-align:top;overflow-wrap:anywhere}
 td.num,th.num{text-align:right}
+li{overflow-wrap:anywhere}
 pre{background:var(--wash);padding:.8rem;border-radius:6px;overflow-x:auto;white-space:pre-wrap}
 summary{cursor:pointer;color:var(--mark)}
 '''

@@ -102,7 +102,7 @@ def test_sweep(done):
     assert res['sweep_again'][1].splitlines()[-7:]==lines[-7:] and not (d/'w').exists()
     def accuracies(p): return [json.loads((o/'results.json').read_text())['valid_accuracy'] for o in sorted(p.iterdir())]
     accs = {p: accuracies(p) for p in sorted((d/'sweep').iterdir())}
-    assert [p.name for p in accs]==['wd=0.0_mom=0.5','wd=0.0_mom=0.9','wd=0.01_mom=0.5','wd=0.01_mom=0.9']
+    assert {p.name for p in accs}=={'wd=0.0_mom=0.5','wd=0.0_mom=0.9','wd=0.01_mom=0.5','wd=0.01_mom=0.9'}
     means = {p.name.replace('_', ' '): f'{np.mean(o):.2%} ± {np.std(o, ddof=1):.2%}' for p,o in accs.items()}
     shown = [l for l in lines if l.startswith('wd=')]
     assert sorted(means)==sorted(l[:14].strip() for l in shown) and all(means[l[:14].strip()] in l for l in shown)
