@@ -105,7 +105,7 @@ def test_sweep(done):
     assert {p.name for p in accs}=={'wd=0.0_mom=0.5','wd=0.0_mom=0.9','wd=0.01_mom=0.5','wd=0.01_mom=0.9'}
     means = {p.name.replace('_', ' '): f'{np.mean(o):.2%} ± {np.std(o, ddof=1):.2%}' for p,o in accs.items()}
     shown = [l for l in lines if l.startswith('wd=')]
-    assert sorted(means)==sorted(l[:14].strip() for l in shown) and all(means[l[:14].strip()] in l for l in shown)
+    assert sorted(means)==sorted(l.split('  ')[0] for l in shown) and all(means[l.split('  ')[0]] in l for l in shown)
     tops = [max(np.mean(o) for o in accs.values()),float(shown[0].split()[2][:-1])/100]
     assert tops[0]==pytest.approx(tops[1], abs=1e-4) and [l for l in shown if 'the best' in l]==shown[:1]
     first,*others = accs.values()
