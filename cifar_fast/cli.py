@@ -128,7 +128,7 @@ def list_recipes():
 
 # %% ../nbs/24_cli.ipynb #133466cb
 def how_to_go_on(
-    out:str|Path # The folder of a run, or of several seeds
+    out:str|Path # The folder of a run, of several seeds, or of a sweep
 )->str:
     'The command that continues what lies in `out`'
     path,out = Path(out),shlex.quote(str(out))
