@@ -26,8 +26,9 @@ from .bench import bench,bench_runs
 
 # %% auto #0
 __all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run',
-           'print_seeds', 'split_values', 'continue_run', 'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report',
-           'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate', 'cifar_fast_export', 'cifar_fast_bench']
+           'print_seeds', 'read_grid', 'print_sweep', 'split_values', 'continue_run', 'cifar_fast_train',
+           'cifar_fast_lr_find', 'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate',
+           'cifar_fast_export', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
 class Once(Action):
@@ -56,7 +57,7 @@ class ScriptParser(ArgumentParser):
             elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes'))
                 self.add_parameters(recipe_learner, ('recipe','images'))
-            elif o.annotation=='str | None': self.add_argument(k, nargs='?', default=None, **how)
+            elif o.annotation=='str | None' and o.default is o.empty: self.add_argument(k, nargs='?', default=None, **how)
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
@@ -128,13 +129,14 @@ def list_recipes():
 
 # %% ../nbs/24_cli.ipynb #133466cb
 def how_to_go_on(
-    out:str|Path # The folder of a run, or of several seeds
+    out:str|Path # The folder of a run, of several seeds, or of a sweep
 )->str:
     'The command that continues what lies in `out`'
     path,out = Path(out),shlex.quote(str(out))
     if (path/'results.json').exists(): return f'. The training is finished. To write its report: cifar_fast_report {out}'
     if (path/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
-    return f'. To go on, give the same command with --out {out}' if (path/'seed0').exists() else ' before the training began'
+    several = (path/'seed0').exists() or any(path.glob('*/seed0'))
+    return f'. To go on, give the same command with --out {out}' if several else ' before the training began'
 
 # %% ../nbs/24_cli.ipynb #024067ca
 @contextmanager
@@ -169,6 +171,38 @@ def print_seeds(
     rows.append(('training time', f"{results['seconds_mean']:.1f} ± {results['seconds_sd']:.1f} s"))
     print_table([*rows, ('runs in', out)])
 
+# %% ../nbs/24_cli.ipynb #21af3d8a
+def read_grid(
+    text:str,  # Such as 'lr=.1,.2 bs=256,512' or 'moms=[(.9,.8,.9),()]'
+    fixed:dict # Values that are the same in all combinations
+)->dict: # Names, and under each a list of values
+    'The grid that --sweep describes'
+    grid = {}
+    for word in text.split() or ['']:
+        k,_,vals = word.partition('=')
+        vals = read_literal(vals) if vals.startswith('[') else vals.split(',')
+        ok = k and isinstance(vals, list) and vals and '' not in vals
+        if not ok: raise CifarFastError(f'--sweep: {word!r} is not NAME=VALUE,VALUE (or NAME=[…], a Python list without blanks)')
+        if k in grid or k in fixed: raise CifarFastError(f'{k} is in --sweep and given once more: leave one of them out')
+        grid[k] = vals
+    return {**{k: [v] for k,v in fixed.items()}, **grid}
+
+# %% ../nbs/24_cli.ipynb #efe8871c
+def print_sweep(
+    out:str|Path, # Its folder
+    results:dict  # What `train_sweep` gave
+):
+    'One row a combination, and with a validation split how far it is from the best'
+    done = [r for r in results.values() if 'failed' not in r]
+    kind,of = ('valid_','validation') if 'valid_mean' in done[0] else ('','test')
+    def said(r):
+        if 'failed' in r: return f"failed: {r['failed']}"
+        acc = f"{r[f'{kind}mean']:.2%}" + (f" ± {r[f'{kind}sd']:.2%}" if r['n']>1 else '')
+        return acc if not kind else f'{acc}  the best' if r is done[0] else f'{acc}  {say_difference(r, done[0], kind)}'
+    head = f'{of} accuracy, last epoch' + (f", mean ± standard deviation of {done[0]['n']} runs" if done[0]['n']>1 else '')
+    page = [('page', f'cifar_fast_compare {shlex.quote(str(out))}')]*(len(done)==len(results))
+    print_table([('combination', head), *[(k, said(r)) for k,r in results.items()], ('runs in', out), *page])
+
 # %% ../nbs/24_cli.ipynb #df168486
 def split_values(
     values:dict # What `**values` collected
@@ -197,9 +231,10 @@ def continue_run(
 
 # %% ../nbs/24_cli.ipynb #7ec82682
 def cifar_fast_train(
-    recipe:str=None,     # Recipe to follow; --list shows them (default: assignment)
+    recipe:str=None,     # Recipe to follow: a name that --list shows, a .toml file, or a run's folder (default: assignment)
     out:str=None,        # New folder for the run (default: runs/RECIPE-DATE-TIME)
     seeds:int=None,      # Train this many runs, with seeds 0, 1, 2, …
+    sweep:str=None,      # Try all combinations, such as 'lr=.1,.2 bs=256,512'; choose by --valid_pct
     resume:str=None,     # Folder of an interrupted run to continue as it was
     quiet:bool=False,    # No progress bars, no row an epoch
     report:bool=True,    # Write report.html; --no_report leaves it out
@@ -207,17 +242,20 @@ def cifar_fast_train(
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Train a small-image classifier and leave a run folder with a report'
-    if list and (other := [k for k,v in dict(values, recipe=recipe, out=out, seeds=seeds, resume=resume).items() if v is not None]):
+    given = dict(values, recipe=recipe, out=out, seeds=seeds, sweep=sweep)
+    if list and (other := [k for k,v in dict(given, resume=resume).items() if v is not None]):
         raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
-    if resume is not None: return continue_run(resume, dict(values, recipe=recipe, out=out, seeds=seeds), quiet, report)
+    if resume is not None: return continue_run(resume, given, quiet, report)
     recipe = ifnone(recipe, 'assignment')
-    out = ifnone(out, f'runs/{recipe}-{time.strftime("%Y%m%d-%H%M%S")}')
+    out = ifnone(out, f'runs/{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
-    chosen = get_recipe(recipe).changed(**changes)
-    if seeds is not None and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
+    base,grid = get_recipe(recipe),None if sweep is None else read_grid(sweep, changes)
+    chosen = base if grid else base.changed(**changes)
+    if (grid or seeds is not None) and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
     with going_on(out):
+        if grid: return print_sweep(out, train_sweep(base, grid, out, ifnone(seeds, 1), quiet, **how))
         if seeds is not None: return print_seeds(out, train_seeds(chosen, out, seeds, quiet, **how))
         train_recipe(chosen, out, quiet, **how)
         print_run(Run(out), report)
@@ -235,7 +273,7 @@ def cifar_fast_lr_find(
 ):
     'Find a learning rate: raise it step by step, and look where loss and accuracy are best'
     check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
-    out = check_free(ifnone(out, f'runs/lr-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'))
+    out = check_free(ifnone(out, f'runs/lr-{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}'))
     changes,how = split_values(values)
     chosen = get_recipe(recipe).changed(**changes)
     chosen,how,images = chosen.ready(how)
@@ -256,11 +294,13 @@ def cifar_fast_report(
 
 # %% ../nbs/24_cli.ipynb #9d05cef0
 def cifar_fast_compare(
-    runs:list,    # Folders of finished runs, or of several seeds
+    runs:list,    # Folders of finished runs, of several seeds, or of a sweep
     out:str='compare.html' # Page to write (default: compare.html)
 ):
-    'Compare runs: one table, overlaid curves; mean and standard deviation where runs differ only in their seed'
-    print(compare_runs(find_runs(runs), out))
+    'Compare runs: one table, differences, overlaid curves; mean and standard deviation where runs differ only in their seed'
+    found = find_runs(runs)
+    page = compare_runs(found, out)
+    print_table([*differences(compare_table(found)), ('page',page)])
 
 # %% ../nbs/24_cli.ipynb #c6bda404
 def cifar_fast_explain(
@@ -313,7 +353,7 @@ def cifar_fast_bench(
     **values                 # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop; or whole trainings'
-    out = out or f'runs/bench-{recipe}-{time.strftime("%Y%m%d-%H%M%S")}'
+    out = out or f'runs/bench-{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}'
     changes,how = split_values(values)
     chosen = get_recipe(recipe).changed(**changes)
     if runs is None:

@@ -4,7 +4,8 @@
 
 # %% ../nbs/18_recipes.ipynb #44f04c87
 from __future__ import annotations
-import ast,dataclasses,inspect
+import ast,dataclasses,inspect,tomllib
+from pathlib import Path
 from typing import Annotated,Any,Literal
 from typing_extensions import TypedDict
 import torch
@@ -19,7 +20,7 @@ from .learner import sgd
 from .tricks import Muon,muon
 
 # %% auto #0
-__all__ = ['optimizers', 'recipes', 'read_literal', 'Schedule', 'Recipe', 'add_recipe', 'get_recipe']
+__all__ = ['optimizers', 'recipes', 'read_literal', 'Schedule', 'Recipe', 'add_recipe', 'read_recipe', 'get_recipe']
 
 # %% ../nbs/18_recipes.ipynb #47d128b9
 def read_literal(
@@ -198,11 +199,28 @@ def add_recipe(
     check_value(recipe.name not in recipes, 'name', recipe.name, 'one that no other recipe has')
     recipes[recipe.name] = recipe
 
+# %% ../nbs/18_recipes.ipynb #2de40948
+def read_recipe(
+    path:str|Path # A .toml file with values of a recipe, or a run's folder or its config.json
+)->Recipe: # What the file does not say is as in `Recipe`; its name is that of the file
+    'The recipe in a file; a `CifarFastError` for what is no value of a recipe'
+    path = Path(path)/'config.json' if Path(path).is_dir() else Path(path)
+    try: values = tomllib.loads(path.read_text(encoding='utf-8')) if path.suffix=='.toml' else read_json(path)['recipe']
+    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
+    except (ValueError,RecursionError) as e: raise CifarFastError(f'{path} is no TOML file: {e}') from e
+    check_value(isinstance(values, dict), f'recipe in {path}', values, 'names and values')
+    try:
+        recipe = Recipe.of(**{'name': path.stem, **values})
+        recipe.check()
+    except (TypeError,CifarFastError) as e: raise CifarFastError(f'{path}: {e}') from None
+    return recipe
+
 # %% ../nbs/18_recipes.ipynb #a154012c
 def get_recipe(
-    name:str # One of `recipes`
+    name:str # One of `recipes`, or what `read_recipe` reads
 )->Recipe:
-    'The recipe called `name`'
+    'The recipe called `name`, or the one that lies there'
+    if name not in recipes and (Path(name).suffix in ('.toml','.json') or Path(name).is_dir()): return read_recipe(name)
     return choose(name, recipes, 'recipe')
 
 # %% ../nbs/18_recipes.ipynb #5dbe2d55

@@ -19,7 +19,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['repeat_command', 'predicted_sections', 'write_page', 'report_run', 'compare_runs']
+__all__ = ['repeat_command', 'predicted_sections', 'write_page', 'report_run', 'differences', 'compare_runs']
 
 # %% ../nbs/20_report.ipynb #c292112d
 def _changed(run, recipe, base):
@@ -36,9 +36,8 @@ def repeat_command(
     'The command line that trains the same again'
     c,recipe = run.config,run_recipe(run)
     base = recipes.get(recipe.name)
-    if base is None: return f'# {recipe.name} is no recipe of this version: train_recipe(Recipe(**config["recipe"]), …) in Python'
-    words = ['cifar_fast_train','--recipe',recipe.name]
-    for k,v in _changed(run, recipe, base).items():
+    words = ['cifar_fast_train','--recipe',recipe.name if base else str(run.path)]
+    for k,v in _changed(run, recipe, base or recipe).items():
         words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
     flags = [f'--{k}' for k in ('compile','graph') if c[k]]
     return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
@@ -69,6 +68,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92re
 th,td{text-align:left;padding:.25rem .7rem;border-bottom:1px solid var(--line);white-space:nowrap}
 .facts td{white-space:normal;vertical-align:top;overflow-wrap:anywhere}
 td.num,th.num{text-align:right}
+li{overflow-wrap:anywhere}
 pre{background:var(--wash);padding:.8rem;border-radius:6px;overflow-x:auto;white-space:pre-wrap}
 summary{cursor:pointer;color:var(--mark)}
 '''
@@ -230,22 +230,47 @@ def report_run(
                       ['test images, after the last epoch', c['recipe']['about']], rows, _sections(run, learn, images, preds), quiet)
 
 # %% ../nbs/20_report.ipynb #b4273068
+def _differing(rows):
+    'Of each experiment, the values that are not the same everywhere'
+    skip = 'name','about','notes','data'
+    values = [{k: v for k,v in vars(run_recipe(r['runs'][0])).items() if k not in skip} |
+              {k: r['runs'][0].config[k] for k in ('precision','valid_pct')} for r in rows]
+    return [{k: v for k,v in o.items() if any(p[k]!=v for p in values)} for o in values]
+
 def _comparison(rows):
-    'The table of experiments, with the values of the recipes that are not the same everywhere'
-    values = [{k: v for k,v in vars(run_recipe(r['runs'][0])).items() if k not in ('name','about','notes','data')} for r in rows]
-    differ = [k for k in values[0] if any(o[k]!=values[0][k] for o in values)]
-    def cells(r, vs):
-        acc = f"{r['mean']:.2%}" + (f" ± {r['sd']:.2%}" if r['sd'] is not None else '')
-        return [r['recipe'],r['data'],acc,r['n'],r['epochs'],f"{r['seconds']:,.0f} s",*[vs[k] for k in differ]]
-    head = ['recipe','data','test accuracy, last epoch','runs','epochs','training time',*differ]
-    return _table([cells(*o) for o in zip(rows, values)], head, numbers=[2,3,4,5])
+    'The table of experiments, with the values that are not the same everywhere'
+    def acc(r, kind=''):
+        if f'{kind}mean' not in r: return ''
+        return f"{r[f'{kind}mean']:.2%}" + (f" ± {r[f'{kind}sd']:.2%}" if r[f'{kind}sd'] is not None else '')
+    split,values = any('valid_mean' in r for r in rows),_differing(rows)
+    cells = [[r['recipe'],r['data'],acc(r),*[acc(r, 'valid_')]*split,r['n'],r['epochs'],f"{r['seconds_mean']:,.0f} s",*vs.values()]
+             for r,vs in zip(rows, values)]
+    head = ['recipe','data','test accuracy, last epoch',*['validation accuracy']*split,'runs','epochs','training time',*values[0]]
+    return _table(cells, head, numbers=range(2, 6+split))
+
+# %% ../nbs/20_report.ipynb #dea6edc8
+def differences(
+    rows:list # What `compare_table` gave
+)->list: # Pairs of an experiment, named by what is special about it, and what there is to say of it
+    'How much more accurate each experiment is than the first, and whether that is a difference'
+    names = [' '.join([r['recipe'], *[f'{k}={v}' for k,v in o.items()]]) for r,o in zip(rows, _differing(rows))]
+    kind,of = ('valid_','validation') if all('valid_mean' in r for r in rows) else ('','test')
+    def said(r):
+        if r['fingerprint']!=rows[0]['fingerprint']: return 'on other data, not to be compared'
+        return say_difference(r, rows[0], kind)
+    return [(names[0], f'{of} accuracy, to which the others are compared'), *zip(names[1:], map(said, rows[1:]))]
 
 # %% ../nbs/20_report.ipynb #a21e6c23
+def _name(run):
+    'What to call a run in a figure: one of several seeds by its folder, too'
+    path = run.path.resolve()
+    return f'{path.parent.name}/{path.name}' if path.name.startswith('seed') else path.name
+
 def _side_by_side(rows):
     'Grad-CAM of the first run of each of the first two experiments'
     a,b = [row['runs'][0] for row in rows[:2]]
     images = run_images(a)
-    return sum(plot_cam_compare(*[run_learner(r, images) for r in (a,b)], images.test_x, images.test_y, (a.path.name,b.path.name)), [])
+    return sum(plot_cam_compare(*[run_learner(r, images) for r in (a,b)], images.test_x, images.test_y, (_name(a),_name(b))), [])
 
 # %% ../nbs/20_report.ipynb #5d33de98
 def compare_runs(
@@ -258,12 +283,14 @@ def compare_runs(
     rows = compare_table(runs)
     body = [ft('h1', f'{len(runs)} runs'), _comparison(rows),
             ft('p', '± is the standard deviation of single runs (n-1); where one run stands alone there is none.', cls='soft')]
+    about = '± of a difference is its standard error (Welch); less than two of them is none.'
+    if len(rows)>1: body += [_table(differences(rows)), ft('p', about, cls='soft')]
     if len({r['fingerprint'] for r in rows})>1:
         body.append(ft('p', ft('strong', 'The runs are not all on the same data: figures on different data must not be compared.')))
-    for r in runs: axs = plot_curves(r.read_table('history.csv'), axs, label=r.path.name)
+    for r in runs: axs = plot_curves(r.read_table('history.csv'), axs, label=_name(r))
     body.append(_picture('Loss and accuracy of every epoch', lambda: axs))
     if len(rows)>1 and rows[0]['fingerprint']==rows[1]['fingerprint']:
-        names = ' and '.join(r['runs'][0].path.name for r in rows[:2])
+        names = ' and '.join(_name(r['runs'][0]) for r in rows[:2])
         body.append(_picture(f'One image of each class, and the evidence for what {names} take it for', _side_by_side, rows, chart=False))
     body += [ft('h2', 'The runs'), ft('ul', *[ft('li', f"{r.path}: {run_results(r)['test_accuracy']:.2%}") for r in runs])]
     with atomic_write(out) as tmp: tmp.write_text(_page('Runs compared', *body), 'utf-8', 'backslashreplace')

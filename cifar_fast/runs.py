@@ -22,8 +22,8 @@ except ImportError: fcntl = None  # Windows
 
 # %% auto #0
 __all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'RunData',
-           'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs', 'compare_table',
-           'random_states', 'Checkpoint']
+           'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs', 'mean_sd',
+           'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
 def _checksum(tensors):
@@ -282,30 +282,61 @@ def experiment(
 
 # %% ../nbs/11_runs.ipynb #53e4bf66
 def find_runs(
-    paths:list # Folders of runs, or folders that hold such folders
+    paths:list # Folders of runs, or of several seeds, or folders that hold such folders
 )->L: # Finished runs
     'The runs at `paths`'
     found = {}
     for p in map(Path, L(paths)):
-        inner = sorted(o.parent for o in p.glob('*/config.json')) if p.is_dir() and not (p/'config.json').exists() else []
+        several = [*p.glob('*/config.json'), *p.glob('*/seed*/config.json')] if p.is_dir() and not (p/'config.json').exists() else []
+        inner = sorted(o.parent for o in several)
         for o in inner or [p]: found.setdefault(o.resolve(), Run(o))  # one that is named twice counts once
     for r in found.values(): run_results(r)
     return L(found.values())
 
+# %% ../nbs/11_runs.ipynb #16d1c57f
+def mean_sd(
+    runs:list # The results of each, as results.json has them
+)->dict: # `n`; `mean` and `sd` (n-1; None of one run) of the test accuracy; the same of others, as `valid_mean`, `tta_mean`, `seconds_mean`
+    'What several runs come to'
+    res,names = dict(n=len(runs)),dict(test_accuracy='', train_seconds='seconds_')
+    names |= {k: v for k,v in dict(valid_accuracy='valid_', tta_accuracy='tta_').items() if all(k in r for r in runs)}
+    for k,short in names.items():
+        xs = [r[k] for r in runs]
+        res.update({f'{short}mean': statistics.mean(xs), f'{short}sd': statistics.stdev(xs) if len(xs)>1 else None})
+    return res
+
 # %% ../nbs/11_runs.ipynb #8d41b491
 def compare_table(
     runs:list # Finished runs
-)->list: # One dict an experiment
-    'Mean and standard deviation (n-1) of the test accuracy of each experiment'
+)->list: # One dict an experiment, with what `mean_sd` makes of its runs
+    'Mean and standard deviation (n-1) of the accuracy of each experiment'
     rows = []
     for same in groupby(L(runs), experiment).values():
         c,res = same[0].config,[run_results(r) for r in same]
-        accs = [o['test_accuracy'] for o in res]
         rows.append(dict(recipe=c['recipe']['name'], data=c['data']['name'], fingerprint=c['data']['fingerprint'],
-                         epochs=res[0]['epochs'], n=len(same),
-                         mean=statistics.mean(accs), sd=statistics.stdev(accs) if len(accs)>1 else None,
-                         seconds=statistics.mean(o['train_seconds'] for o in res), runs=same))
+                         epochs=res[0]['epochs'], **mean_sd(res), runs=same))
     return rows
+
+# %% ../nbs/11_runs.ipynb #ea68cc6d
+def difference(
+    a:dict,     # Of some runs, what `mean_sd` makes of them
+    b:dict,     # Of others
+    kind:str='' # Which accuracy: '' on the test images, 'valid_' on the validation images, 'tta_' with test-time augmentation
+)->tuple: # In 0…1; the standard error is None if `a` or `b` is a single run
+    'By how much `a` is more accurate than `b`, and the standard error of that (Welch)'
+    sds = [o[f'{kind}sd'] for o in (a,b)]
+    se = None if None in sds else math.hypot(*[sd/o['n']**.5 for sd,o in zip(sds, (a,b))])
+    return a[f'{kind}mean']-b[f'{kind}mean'],se
+
+def say_difference(
+    a:dict,     # As for `difference`
+    b:dict,     # As for `difference`
+    kind:str='' # As for `difference`
+)->str: # Such as '+0.31 ± 0.40 points: no difference'
+    'The difference in points, its standard error, and whether it is one: at least two standard errors'
+    d,se = difference(a, b, kind)
+    if se is None: return f'{100*d:+.2f} points: nothing can be said, as a single run has no spread'
+    return f"{100*d:+.2f} ± {100*se:.2f} points: {'no difference' if abs(d)<2*se or not d else 'a difference'}"
 
 # %% ../nbs/11_runs.ipynb #3b6c406d
 def random_states()->dict: # Containers, numbers and tensors; `set_random_states(**states)` restores them

@@ -6,7 +6,7 @@ from cifar_fast.core import CifarFastError
 from cifar_fast.models import get_model
 from cifar_fast.recipes import Recipe,get_recipe,recipes
 from cifar_fast.runs import Checkpoint,Run
-from cifar_fast.train import resume_run,run_learner,run_model,run_recipe,train_recipe,train_seeds
+from cifar_fast.train import resume_run,run_learner,run_model,run_recipe,train_recipe,train_seeds,train_sweep
 
 def rows(path):
     with open(path) as f: return [{k: float(v) for k,v in r.items()} for r in csv.DictReader(f)]
@@ -106,6 +106,90 @@ def test_seeds_refuse_what_is_not_theirs(tiny, tmp_path):
     assert not (tmp_path/'s'/'seed0').exists()  # before anything was trained
     with pytest.raises(CifarFastError, match='is a run itself'): train_seeds(tiny, tmp_path/'s'/'seed1', 2)
     with pytest.raises(CifarFastError, match='at least 2'): train_seeds(tiny, tmp_path/'t', 1)
+
+def folders(path): return sorted(str(o.parent.relative_to(path)) for o in path.rglob('config.json'))
+
+def test_sweep(tiny, tmp_path):
+    "Every combination with every seed is a run of its own; the same call again, or one with more values, trains what is missing"
+    kw = dict(precision='fp32', quiet=True, valid_pct=.25)
+    out,grid = tmp_path/'s',dict(lr=[.01,'.1'], bs=[24])
+    res = train_sweep(tiny, grid, out, 2, **kw)
+    assert folders(out)==[f'lr={lr}/seed{i}' for lr in (.01,.1) for i in (0,1)]
+    alone = [train_recipe(tiny.replace(lr=.1), tmp_path/f'{i}', seed=i, **kw)['valid_accuracy'] for i in (0,1)]
+    assert res['lr=0.1']['valid_mean']==pytest.approx(sum(alone)/2) and res['lr=0.1']['n']==2
+    means = [r['valid_mean'] for r in res.values()]
+    assert means==sorted(means, reverse=True)
+    weights = (out/'lr=0.1/seed1/model.safetensors').read_bytes()
+    begun = {o: o.stat().st_mtime_ns for o in out.rglob('config.json')}
+    for f in ('results.json','model.safetensors'): (out/'lr=0.1/seed1'/f).unlink()
+    more = train_sweep(tiny, dict(grid, lr=[.01,.1,.02]), out, 2, **kw)
+    assert {k: v for k,v in more.items() if k!='lr=0.02'}==res and len(folders(out))==6
+    assert (out/'lr=0.1/seed1/model.safetensors').read_bytes()==weights
+    assert {o: o.stat().st_mtime_ns for o in begun}==begun
+
+def test_sweep_refuses_before_it_trains(tiny, tmp_path):
+    "The last combination is wrong, too large for the data, or has a folder that holds something else: the first is not begun"
+    kw = dict(precision='fp32', quiet=True)
+    for grid,why in ((dict(lr=[.1,-1]), 'learning rate'), (dict(bs=[24,500]), 'batch size 500'), (dict(lr=[.1,.10]), 'twice'),
+                     (dict(lr=[]), 'a list'), (dict(seed=[0,1]), "'seed'"), (dict(policy=['none','crpo']), "'crop'"),
+                     (dict(model_args=['width=4',dict(width=4)]), 'twice')):
+        with pytest.raises(CifarFastError, match=why): train_sweep(tiny, grid, tmp_path/'s', **kw)
+        assert not (tmp_path/'s').exists()
+    train_recipe(tiny, tmp_path/'s/lr=0.2/seed0', precision='fp32', quiet=True)
+    with pytest.raises(CifarFastError, match='lr=0.2/seed0 holds a run with another recipe'):
+        train_sweep(tiny, dict(lr=[.1,.2], bs=[12]), tmp_path/'s', **kw)
+    assert folders(tmp_path/'s')==['lr=0.2/seed0']
+    with pytest.raises(CifarFastError, match='is a run itself'): train_sweep(tiny, dict(lr=[.1,.2]), tmp_path/'s/lr=0.2/seed0', **kw)
+
+def test_sweep_goes_on_after_a_failure(tiny, tmp_path, capsys):
+    "A learning rate that breaks the training does not end the sweep; by the test set nothing is sorted, and that is said in a line"
+    res = train_sweep(tiny, dict(lr=[1e30,.01,.1]), tmp_path/'s', precision='fp32', quiet=True)
+    assert [*res]==['lr=0.01','lr=0.1','lr=1e+30'] and 'nan' in res['lr=1e+30']['failed']
+    out = capsys.readouterr().out
+    assert out.count('\n')==1 and 'would choose by the test set' in out
+    with pytest.raises(CifarFastError, match='every combination failed'):
+        train_sweep(tiny, dict(lr=[1e30,1e29]), tmp_path/'t', quiet=True)
+
+@pytest.mark.parametrize('name', recipes)
+def test_recipe_of_a_run(tmp_path, name):
+    "A run's folder, or its config.json, is its recipe"
+    run = Run.create(tmp_path/'run', dict(recipe=dataclasses.asdict(get_recipe(name))))
+    assert get_recipe(run.path)==get_recipe(run/'config.json')==get_recipe(str(run.path))==get_recipe(name)
+
+def test_recipe_in_a_file(tmp_path):
+    path = tmp_path/'mine.toml'
+    path.write_text("""
+        model = 'speed_net'
+        opt = 'muon'
+        lr = 0.3
+        progressive_resizing = [[0, 24], [0.5, 32]]
+        moms = [0.9, 0.8, 0.9]
+        notes = ['one', 'two']
+        [model_args]
+        width = 16
+        """)
+    assert get_recipe(str(path))==Recipe('mine', model='speed_net', opt='muon', lr=.3, progressive_resizing=((0,24),(.5,32)),
+                                         moms=(.9,.8,.9), notes=('one','two'), model_args=dict(width=16))
+
+@pytest.mark.parametrize('text,why', [
+    ('gama = 0.1', "unknown value of a recipe 'gama': did you mean 'gamma'"), ('lr = ', 'no TOML file'),
+    ('lr = "high"', "lr is 'high'"), ('lr = nan', 'lr is nan'), ('model = "resnt9"', "did you mean 'resnet9'"), ('cls = 1', 'cls'),
+    ('[recipe]\nlr = 0.1', "'recipe'"), ('epochs = 3\npeak_epoch = 5', 'peak_epoch'), ('a = ' + '['*9999, 'no TOML file'),
+    ('\udcff', 'no TOML file'),
+    ("""model_args = 'width=open("here","w").fileno()'""", 'model_args is')])
+def test_bad_recipe_file(tmp_path, monkeypatch, text, why):
+    "One line with the file's name; nothing in it is executed"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'mine.toml').write_bytes(text.encode(errors='surrogateescape'))
+    with pytest.raises(CifarFastError) as e: get_recipe('mine.toml')
+    assert e.value.msg.startswith('mine.toml') and why in e.value.msg and '\n' not in e.value.msg
+    assert [o.name for o in tmp_path.iterdir()]==['mine.toml']
+
+def test_no_recipe_file(tmp_path):
+    for name,why in ((tmp_path/'none.toml','cannot read'), (tmp_path,'config.json'), ('demmo',"did you mean 'demo'")):
+        with pytest.raises(CifarFastError, match=why): get_recipe(name)
+    (tmp_path/'config.json').write_text('{"recipe": [1]}')
+    with pytest.raises(CifarFastError, match='names and values'): get_recipe(tmp_path)
 
 def test_run_learner(tiny, tmp_path):
     "The learner of a finished run scores what its results say"
