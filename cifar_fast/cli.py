@@ -135,7 +135,8 @@ def how_to_go_on(
     path,out = Path(out),shlex.quote(str(out))
     if (path/'results.json').exists(): return f'. The training is finished. To write its report: cifar_fast_report {out}'
     if (path/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
-    return f'. To go on, give the same command with --out {out}' if any((path/o).exists() for o in ('seed0','fold0')) else ' before the training began'
+    begun = (path/'seed0').exists() or (path/'fold0').exists()
+    return f'. To go on, give the same command with --out {out}' if begun else ' before the training began'
 
 # %% ../nbs/24_cli.ipynb #024067ca
 @contextmanager

@@ -18,32 +18,56 @@ from .report import *
 from .explain import write_csv
 
 # %% auto #0
-__all__ = ['fold_numbers', 'fold_run', 'out_of_fold', 'plot_suspicious', 'suspicious_table', 'find_wrong_labels']
+__all__ = ['fold_run', 'out_of_fold', 'plot_suspicious', 'suspicious_table', 'find_wrong_labels']
 
-# %% ../nbs/21b_labels.ipynb #187c72db
-def fold_numbers(
-    x:np.ndarray, # Images, uint8, N×H×W×3
-    y:np.ndarray, # The class number of each
-    vocab:list,   # The names of the classes
-    folds:int=5,  # How many
-    seed:int=0    # Decides which image goes where
-)->np.ndarray: # int64, N
+# %% ../nbs/21b_labels.ipynb #6f18ce4b
+@patch
+def together(self:ImageArrays
+)->tuple: # Images, and the class number of each
+    'The training images, then the test images'
+    return np.concatenate([self.train_x,self.test_x]),np.concatenate([self.train_y,self.test_y])
+
+# %% ../nbs/21b_labels.ipynb #ee10a277
+@patch
+def image_names(self:ImageArrays
+)->list: # In the order of `together`
+    'What to call each image: its file, or its number where it has none'
+    numbered = [f'{k} image {i}' for k,y in (('training',self.train_y),('test',self.test_y)) for i in range(len(y))]
+    return numbered if self.names is None else list(self.names)
+
+# %% ../nbs/21b_labels.ipynb #b787cf7b
+@patch
+def fold_numbers(self:ImageArrays,
+    folds:int=5, # How many
+    seed:int=0   # Decides which image goes where
+)->np.ndarray: # int64, in the order of `together`
     'The fold of each image, from 0'
     check_whole('folds', folds, min=2)
+    x,y = self.together()
     one,copy_of = np.unique([hashlib.sha1(o).hexdigest() for o in x], return_index=True, return_inverse=True)[1:]
-    counts = np.bincount(y[one], minlength=len(vocab))
-    if counts.min()<folds:
-        raise CifarFastError(f'{vocab[counts.argmin()]} has {counts.min()} images (copies count once): too few for {folds} folds. '
-                             'Choose fewer with --folds, add images, or leave the class out')
+    counts = np.bincount(y[one], minlength=len(self.vocab))
+    c = counts.argmin()
+    if counts[c]<folds: raise CifarFastError(f'{self.vocab[c]} has {counts[c]} images (copies count once): too few for {folds} folds. '
+                                             'Choose fewer with --folds, add images, or leave the class out')
     res = np.empty(len(one), np.int64)
     for i,(_,held) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(one, y[one])): res[held] = i
     return res[copy_of]
 
-# %% ../nbs/21b_labels.ipynb #275929a7
+# %% ../nbs/21b_labels.ipynb #27335ed4
+@patch
+def fold_part(self:ImageArrays,
+    fold:np.ndarray, # What `fold_numbers` gave
+    i:int            # Which fold
+)->ImageArrays: # The fold as test images, all others as training images
+    'What to train on, and what to judge'
+    (x,y),held = self.together(),fold==i
+    return ImageArrays(x[~held], y[~held], x[held], y[held], self.vocab, self.name)
+
+# %% ../nbs/21b_labels.ipynb #bd8fe4d1
 def fold_run(
     recipe:Recipe,      # What to train
     how:dict,           # How; see `train_args`
-    part:ImageArrays,   # The fold as test images, and all others as training images
+    part:ImageArrays,   # What `fold_part` gave
     out:Path,           # Folder of the run
     quiet:bool=False,   # Neither progress bars nor a row an epoch
     device:str|torch.device=None # Where to train; None: fastai's default device
@@ -57,7 +81,7 @@ def fold_run(
     if not run.finished: resume_run(out, quiet, device, part)
     return Predictions.load(out/'predictions.safetensors', part.vocab, part.test_x)
 
-# %% ../nbs/21b_labels.ipynb #5c297412
+# %% ../nbs/21b_labels.ipynb #190c8cf3
 @delegates(recipe_learner)
 def out_of_fold(
     recipe:Recipe,      # How each net is trained
@@ -69,18 +93,17 @@ def out_of_fold(
     **kwargs
 )->Predictions: # Of all images, the training images first
     'Predict every image of a data set by a net that has not seen it'
-    out,how,ims = Path(out),train_args(**kwargs),images
+    out,how = Path(out),train_args(**kwargs)
     if not (out/'fold0/config.json').exists(): check_free(out)
-    x,y = (np.concatenate(o) for o in ((ims.train_x,ims.test_x),(ims.train_y,ims.test_y)))
-    fold = fold_numbers(x, y, ims.vocab, folds, how['seed'])
-    def part(i): return ImageArrays(x[fold!=i], y[fold!=i], x[fold==i], y[fold==i], ims.vocab, ims.name)
-    recipe,how,_ = recipe.ready(how, part(np.bincount(fold).argmax()))
-    logits = np.empty((len(y),len(ims.vocab)), np.float32)
+    (x,y),fold = images.together(),images.fold_numbers(folds, how['seed'])
+    recipe,how,_ = recipe.ready(how, images.fold_part(fold, np.bincount(fold).argmax()))  # the batch has to fit into the smallest training
+    logits = np.empty((len(y),len(images.vocab)), np.float32)
     with hold(out):
-        for i in range(folds): logits[fold==i] = fold_run(recipe, how, part(i), out/f'fold{i}', quiet, device).logits
-    return Predictions(logits, y, ims.vocab, x)
+        for i in range(folds):
+            logits[fold==i] = fold_run(recipe, how, images.fold_part(fold, i), out/f'fold{i}', quiet, device).logits
+    return Predictions(logits, y, images.vocab, x)
 
-# %% ../nbs/21b_labels.ipynb #3acfe9e4
+# %% ../nbs/21b_labels.ipynb #5b2491df
 @patch
 def suspicious(self:Predictions,
     n:int=None # At most this many; None: all
@@ -89,22 +112,20 @@ def suspicious(self:Predictions,
     idx = np.flatnonzero(~self.correct)
     return idx[np.argsort(-self.losses[idx], kind='stable')][:n]
 
-# %% ../nbs/21b_labels.ipynb #08891b2b
+# %% ../nbs/21b_labels.ipynb #d18e9660
 def plot_suspicious(
     preds:Predictions,  # Out of fold, with images
-    n:int=50,           # How many, at most
-    axs=None,           # As many axes to draw on
-    figsize:tuple=None  # In inches, if there are no axes
+    n:int=50            # How many, at most
 )->list: # The axes
     'Draw the images with the most suspicious labels: given and likely class, and how probable the net finds each'
     idx,names = preds.suspicious(n),[harmless(o, 'figure', 12) for o in preds.vocab]
     if not len(idx): raise CifarFastError(f'no suspicious label among {len(preds):,}: the nets agree with all of them')
-    axs = plot_predictions(preds, idx, axs, figsize)
+    axs = plot_predictions(preds, idx)
     for ax,i,t in zip(axs, idx, preds.targs[idx]):
         ax.set_title(f'given {names[t]} {preds.probs[i,t]:.1%}\n{names[preds.preds[i]]} {preds.confidence[i]:.1%}', size=8)
     return axs
 
-# %% ../nbs/21b_labels.ipynb #e67fe09d
+# %% ../nbs/21b_labels.ipynb #745ae47c
 def suspicious_table(
     preds:Predictions, # Out of fold
     names:list         # What to call each image
@@ -115,7 +136,7 @@ def suspicious_table(
     return pd.DataFrame(dict(image=np.array(names, dtype=object)[idx], given=vocab[given], likely=vocab[likely],
                              prob_given=preds.probs[idx,given], prob_likely=preds.confidence[idx]))
 
-# %% ../nbs/21b_labels.ipynb #2c18bd3e
+# %% ../nbs/21b_labels.ipynb #e069aaf5
 @delegates(out_of_fold, but='images')
 def find_wrong_labels(
     recipe:Recipe,     # How each net is trained, and on which data
@@ -129,12 +150,11 @@ def find_wrong_labels(
     out,images = Path(out),recipe.images()
     if (out/'labels.csv').exists(): raise CifarFastError(f'{out} is finished: see its labels.html, or choose another folder with --out')
     preds = out_of_fold(recipe, images, out, folds, quiet, **kwargs)
-    sizes = dict(training=len(images.train_y), test=len(images.test_y))
-    table = suspicious_table(preds, ifnone(images.names, [f'{k} image {i}' for k,n in sizes.items() for i in range(n)]))
+    table = suspicious_table(preds, images.image_names())
     rows = [('images',f'{len(preds):,} of {images.name}, in {folds} folds'), ('suspicious labels',f'{len(table):,}')]
     parts = {'Suspicious labels': [photo('The least probable labels, and what the net takes the image for', plot_suspicious, preds)],
              'Right and wrong': predicted_sections(preds, None)['Right and wrong']}
-    texts = ['labels are what a net says that has not seen the image','The others may be wrong labels, or images that are hard to tell.']
-    write_page(out/'labels.html', f'cifar_fast labels {out.resolve().name}', f'The labels of {images.name}', preds, texts, rows, parts, quiet)
+    texts = ['labels are what a net says that has not seen the image','The others may be wrong, or the images are hard to tell.']
+    write_page(out/'labels.html', 'cifar_fast labels', f'The labels of {images.name}', preds, texts, rows, parts, quiet)
     write_csv(out/'labels.csv', table)
     return preds,rows

@@ -7,7 +7,7 @@ import cifar_fast.labels as labels,cifar_fast.train as train
 from cifar_fast.core import CifarFastError
 from cifar_fast.cli import how_to_go_on,main
 from cifar_fast.data import ImageArrays,load_images
-from cifar_fast.labels import fold_numbers,out_of_fold
+from cifar_fast.labels import out_of_fold
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
 from cifar_fast.train import run_learner
@@ -96,20 +96,19 @@ def test_no_net_has_seen_what_it_judges(images, done):
     whole = {o.tobytes() for x in (images.train_x,images.test_x) for o in x}
     assert len(parts)==k and all(not a&b and a|b==whole for a,b in zip(keys[::2], keys[1::2]))
     assert sum(map(len, keys[1::2]))==len(whole)==len(preds)==300
-    fold = fold_numbers(preds.images, preds.targs, preds.vocab, k)
+    fold = images.fold_numbers(k)
     for i,ims in enumerate(parts):
         assert np.array_equal(preds.images[fold==i], ims.test_x) and np.array_equal(preds.targs[fold==i], ims.test_y)
         learn = run_learner(Run(out/f'fold{i}'), ims)
         with learn.no_bar(): z,_ = learn.get_preds(act=lambda x: x)
         np.testing.assert_allclose(preds.logits[fold==i], z, atol=1e-5)
 
-def test_copies_are_in_one_fold():
+def test_copies_are_in_one_fold(images):
     "Even if they have two labels"
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (40,4,4,3), dtype=np.uint8)
-    x,y = np.concatenate([x,x[::-1]]),np.concatenate([np.arange(40)%2,np.arange(40)[::-1]%4//2])
-    fold = fold_numbers(x, y, ['a','b'], 4)
-    assert np.array_equal(fold[:40], fold[:39:-1]) and set(fold)=={0,1,2,3}
+    ims,n = images,len(images.test_y)
+    twice = ImageArrays(ims.train_x, ims.train_y, ims.train_x[:n][::-1], ims.test_y, ims.vocab, 'twice')
+    fold = twice.fold_numbers(k)
+    assert np.array_equal(fold[:n], fold[:-n-1:-1]) and set(fold)=={*range(k)} and (ims.train_y[:n][::-1]!=ims.test_y).any()
 
 def test_stopped_and_gone_on(images, done, tmp_path):
     "Stopped in the second fold after an epoch, the same call trains what is missing and ends in the same bits"
@@ -123,7 +122,8 @@ def test_stopped_and_gone_on(images, done, tmp_path):
     assert not Run(tmp_path/'l'/'fold1').finished and 'give the same command with --out' in how_to_go_on(tmp_path/'l')
     with trainings() as res: again = out_of_fold(recipe, images, tmp_path/'l', k, quiet=True)
     assert len(res)==2 and np.array_equal(again.logits, whole.logits)
-    with trainings() as res: assert np.array_equal(out_of_fold(recipe, images, tmp_path/'l', k, quiet=True).logits, whole.logits) and not res
+    with trainings() as res: again = out_of_fold(recipe, images, tmp_path/'l', k, quiet=True)
+    assert not res and np.array_equal(again.logits, whole.logits)
 
 def files(path): return {o: o.stat().st_mtime_ns for o in path.rglob('*') if o.is_file()}
 
