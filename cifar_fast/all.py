@@ -26,6 +26,7 @@ from cifar_fast.train import *
 from cifar_fast.report import *
 from cifar_fast.explain import *
 from cifar_fast.evaluate import *
+from cifar_fast.labels import *
 from cifar_fast.export import *
 from cifar_fast.bench import *
 from cifar_fast.cli import *

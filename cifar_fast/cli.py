@@ -21,6 +21,7 @@ from .train import *
 from .report import *
 from .explain import explain
 from .evaluate import evaluate_corrupted,evaluate_run
+from .labels import find_wrong_labels
 from .export import export_run
 from .bench import bench,bench_runs
 
@@ -28,7 +29,7 @@ from .bench import bench,bench_runs
 __all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run',
            'print_seeds', 'read_grid', 'print_sweep', 'split_values', 'continue_run', 'cifar_fast_train',
            'cifar_fast_lr_find', 'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate',
-           'cifar_fast_export', 'cifar_fast_bench']
+           'cifar_fast_labels', 'cifar_fast_export', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
 class Once(Action):
@@ -55,9 +56,9 @@ class ScriptParser(ArgumentParser):
             how,several = dict(help=docs.get(k)),'+' if o.annotation=='list' else None
             if k in leave: pass
             elif o.kind==o.VAR_KEYWORD:
-                self.add_parameters(Recipe, ('name','about','notes'))
+                self.add_parameters(Recipe, ('name','about','notes',*inspect.signature(f).parameters))
                 self.add_parameters(recipe_learner, ('recipe','images'))
-            elif o.annotation=='str | None' and o.default is o.empty: self.add_argument(k, nargs='?', default=None, **how)
+            elif o.annotation=='str | None' and f is not Recipe: self.add_argument(k, nargs='?', default=None, **how)
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)
@@ -135,7 +136,7 @@ def how_to_go_on(
     path,out = Path(out),shlex.quote(str(out))
     if (path/'results.json').exists(): return f'. The training is finished. To write its report: cifar_fast_report {out}'
     if (path/'config.json').exists(): return f'. To go on after the last whole epoch: cifar_fast_train --resume {out}'
-    several = (path/'seed0').exists() or any(path.glob('*/seed0'))
+    several = any((path/o).exists() for o in ('seed0','fold0')) or any(path.glob('*/seed0'))
     return f'. To go on, give the same command with --out {out}' if several else ' before the training began'
 
 # %% ../nbs/24_cli.ipynb #024067ca
@@ -333,6 +334,22 @@ def cifar_fast_evaluate(
     said = [(k, '  '.join(f'{r[k]:.1%}' for r in rows)) for k in clean if k!='strength']
     print_table([('as they are',f"{run_results(Run(run))['test_accuracy']:.1%}"), *said, ('report',Path(run)/'report.html')])
 
+# %% ../nbs/24_cli.ipynb #d2a7c1f0
+def cifar_fast_labels(
+    data:str,            # Images with labels, as for cifar_fast_train: a folder, an archive, cifar10 or shapes10
+    recipe:str='assignment', # How each net is trained
+    folds:int=5,         # Parts of the data, and nets
+    out:str=None,        # Folder for page, table and runs; that of a search that was stopped goes on (default: runs/labels-DATE-TIME)
+    quiet:bool=False,    # No progress bars, no row an epoch
+    **values             # Values of the recipe, and arguments of `recipe_learner`
+):
+    'Which labels are wrong? Rank them by what nets that have not seen the image think of them'
+    out = ifnone(out, f'runs/labels-{time.strftime("%Y%m%d-%H%M%S")}')
+    changes,how = split_values(values)
+    chosen = get_recipe(recipe).changed(data=data, **changes)
+    with going_on(out): rows = find_wrong_labels(chosen, out, folds, quiet, **how)[1]
+    print_table([*rows, ('page and table in',out)])
+
 # %% ../nbs/24_cli.ipynb #2a63fcd5
 def cifar_fast_export(
     run:str,             # Folder of a finished run
@@ -363,4 +380,4 @@ def cifar_fast_bench(
     with going_on(out, '. The runs that were finished are in {}'.format): bench_runs(chosen, out, runs, **how)
 
 _scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,
-                                   cifar_fast_evaluate, cifar_fast_export, cifar_fast_bench)}
+                                   cifar_fast_evaluate, cifar_fast_labels, cifar_fast_export, cifar_fast_bench)}

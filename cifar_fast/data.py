@@ -39,6 +39,7 @@ class ImageArrays:
     test_mask:np.ndarray=None  # The same for the test images
     valid:np.ndarray=None      # Which training images the data set keeps for validation, int64, sorted; None: it does not say
     notes:tuple=()             # What a person should know about how they were read, a line each
+    names:np.ndarray=None      # The names of the files, training images first, str; None: no image has a file of its own
 
     def __post_init__(self):
         if self.fingerprint is not None: return
@@ -142,7 +143,9 @@ def _read(path, size, how, plan=None):
         if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
     where = printable(path)
     items,notes,_,batches = plan or _plan(names, where, how)
-    if not batches: d,*called = _picture_arrays(items, got, where, how['test'], how['skip_broken'])
+    if not batches:
+        d,*called = _picture_arrays(items, got, where, how['test'], how['skip_broken'])
+        d['names'] = np.array(sum(called, []))
     else:
         check_value(how['test'] is None, 'test', how['test'], f'none: {where} has a test set of its own')
         for e in got.values(): # a file that cannot be read
@@ -224,7 +227,7 @@ def _remembered(entry, name):
     except Exception: return
 
 # %% ../nbs/02_data.ipynb #36fab780
-_version = 3 # of the cache's format and of everything that decides a pixel
+_version = 4 # of the cache's format and of everything that decides a pixel
 
 _say = cache(print)  # each line once, however often the data are loaded
 

@@ -19,7 +19,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['repeat_command', 'predicted_sections', 'write_page', 'report_run', 'differences', 'compare_runs']
+__all__ = ['repeat_command', 'photo', 'predicted_sections', 'write_page', 'report_run', 'differences', 'compare_runs']
 
 # %% ../nbs/20_report.ipynb #c292112d
 def _changed(run, recipe, base):
@@ -109,8 +109,16 @@ def _picture(
     return ft('figure', ft('img', src=src, alt=caption, cls='chart' if chart else None, void_=True), ft('figcaption', caption))
 
 # %% ../nbs/20_report.ipynb #f127c4f5
+def photo(
+    caption:str, # What there is to see
+    draw,        # A plotting function, which gives axes
+    *args,       # What to call it with
+    **kwargs     # What to call it with; `dpi`: dots per inch
+)->callable: # Makes the element of a page; see `write_page`
+    'A figure that shows images'
+    return partial(_picture, caption, draw, *args, chart=False, **kwargs)
+
 def _chart(*args): return partial(_picture, *args)
-def _photo(*args, **kwargs): return partial(_picture, *args, chart=False, **kwargs)
 
 def _right_and_wrong(preds):
     'Figures of how often the net is right and how sure'
@@ -130,13 +138,13 @@ def predicted_sections(
     'What a page says of any predictions'
     def classes(): return plot_cam_classes(preds, learn, preds.most_confident(preds.correct)[0])
     return {'Right and wrong': _right_and_wrong(preds), 'Mistakes': [
-        _photo('The mistakes that the net is most confident of', plot_mistakes, preds),
-        _photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
-        _photo('Grad-CAM at four depths of the net: the maps, and below them over the image', plot_cam_layers, preds, learn, dpi=80),
-        _photo('Evidence for the predicted class beside evidence for the actual one', plot_cam_pairs, preds, learn)],
+        photo('The mistakes that the net is most confident of', plot_mistakes, preds),
+        photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
+        photo('Grad-CAM at four depths of the net: the maps, and below them over the image', plot_cam_layers, preds, learn, dpi=80),
+        photo('Evidence for the predicted class beside evidence for the actual one', plot_cam_pairs, preds, learn)],
     'Right answers': [
-        _photo('The right answers that the net is most confident of', plot_correct, preds),
-        _photo('One image, and the evidence for each class', classes)]}
+        photo('The right answers that the net is most confident of', plot_correct, preds),
+        photo('One image, and the evidence for each class', classes)]}
 
 # %% ../nbs/20_report.ipynb #8c73b009
 def _training(run, learn, images):
@@ -144,10 +152,10 @@ def _training(run, learn, images):
     def batch():
         learn.dls.train.show_batch(max_n=16, figsize=(7,7))
         return plt.gcf().axes
-    return [_photo('Training images of each class', plot_classes, images.train_x, images.train_y, images.vocab),
+    return [photo('Training images of each class', plot_classes, images.train_x, images.train_y, images.vocab),
             _chart('Loss and accuracy of every epoch, averaged over all its images', plot_curves, run.read_table('history.csv')),
             _chart('The learning rate of every step', plot_schedule, run.read_table('steps.csv')),
-            _photo('Training images as the net sees them, augmented', batch)]
+            photo('Training images as the net sees them, augmented', batch)]
 
 # %% ../nbs/20_report.ipynb #b78ae9bd
 def _net(model, size):
@@ -188,7 +196,7 @@ def _sections(run, learn, images, preds):
     parts |= _corrupted(run)[1]
     shape = [[r['who'], f"{r['energy_on_object']:.1%}", f"{r['pointing']:.1%}"] for r in results.get('cam_localization', [])]
     if shape: parts['What it looked at'] = [_table(shape, ['whose map','heat on the shape','maximum on the shape'], numbers=[1,2]),
-        _photo('Outlined shapes, and the heat of the trained net and of one with random weights', plot_cam_localization, learn, images)]
+        photo('Outlined shapes, and the heat of the trained net and of one with random weights', plot_cam_localization, learn, images)]
     parts['The net'] = [partial(_net, learn.model, images.test_x.shape[1])]
     if notes: parts['Where the original differs from what it says'] = [ft('ul', *[ft('li', o) for o in notes])]
     return parts | {'How to repeat it': _repeat(run)}

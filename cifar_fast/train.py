@@ -22,7 +22,7 @@ from .recipes import *
 # %% auto #0
 __all__ = ['train_args', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config', 'run_recipe', 'run_model', 'run_images',
            'run_learner', 'run_predictions', 'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run',
-           'train_seeds', 'sweep_recipes', 'train_sweep']
+           'check_same', 'train_seeds', 'sweep_recipes', 'train_sweep']
 
 # %% ../nbs/19_train.ipynb #650383c5
 def train_args(
@@ -271,11 +271,12 @@ def images(self:Recipe)->ImageArrays:
 # %% ../nbs/19_train.ipynb #b0c1d70c
 @patch
 def ready(self:Recipe,
-    how:dict # Arguments of `recipe_learner`
+    how:dict,               # Arguments of `recipe_learner`
+    images:ImageArrays=None # Its data, where they are at hand; None: load them
 )->tuple: # The recipe, how to train it, and its data
     'The recipe and how to train it, as its data want it'
     r = self.located()
-    images,usual = r.images(),recipes.get(r.name)
+    images,usual = images or r.images(),recipes.get(r.name)
     how = dict(how, valid_pct=how.get('valid_pct') or images.own_pct)
     n = len(images.split(how['valid_pct'], how.get('seed', 0))[0])
     if n<r.bs and usual and usual.bs==r.bs:
@@ -290,13 +291,14 @@ def train_recipe(
     out:str|Path,          # A new folder for the run
     quiet:bool=False,      # Neither progress bars nor a row an epoch
     device:str|torch.device=None, # Where to train; None: fastai's default device
+    images:ImageArrays=None, # The data, where they are at hand; None: load them
     **kwargs
 )->dict: # The results
     'Train `recipe` and leave a run folder'
     recipe.check()
     check_free(out)
     how,device = train_args(**kwargs),pick_device(device)
-    recipe,how,images = recipe.ready(how)
+    recipe,how,images = recipe.ready(how, images)
     learn = recipe_learner(recipe, images, device=device, **how)
     with hold(out):
         run = Run.create(out, run_config(recipe, how, images, learn.dls))
@@ -309,17 +311,22 @@ def train_recipe(
 def resume_run(
     path:str|Path,     # The folder of a run that was interrupted
     quiet:bool=False,  # Neither progress bars nor a row an epoch
-    device:str|torch.device=None # Where to train; None: fastai's default device
+    device:str|torch.device=None, # Where to train; None: fastai's default device
+    images:ImageArrays=None # Its data, where they are at hand; None: load them
 )->dict: # The results
     'Train an interrupted run to its end, as if nothing had happened'
     run = Run(path)
     with hold(path):
         if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
-        images = run_images(run)
+        images = images or run_images(run)
         return run_learner(run, images, trained=False, device=device).train_run(run, images, quiet)
 
 # %% ../nbs/19_train.ipynb #2dd162e9
-def _check_same(run, recipe, how):
+def check_same(
+    run:Run,       # A run
+    recipe:Recipe, # What it should follow
+    how:dict       # How; see `train_args`
+):
     'Raise a `CifarFastError` if `run` is of another recipe, or was trained in another way'
     other = [k for k,v in how.items() if run.config.get(k)!=v] + ['recipe']*(run_recipe(run)!=recipe)
     if other: raise CifarFastError(f'{run.path} holds a run with another {" and ".join(other)}: choose another folder with --out')
@@ -333,7 +340,7 @@ def _seed_runs(recipe, out, n, quiet, device, how):
     def todo(i):
         path = out/f'seed{i}'
         if not (path/'config.json').exists(): return partial(train_recipe, recipe, check_free(path), quiet, device, **dict(how, seed=i))
-        _check_same(run := Run(path), recipe, dict(same, seed=i))
+        check_same(run := Run(path), recipe, dict(same, seed=i))
         return partial(run_results, run) if run.finished else partial(resume_run, path, quiet, device)
     runs = [todo(i) for i in range(n)]
     if not out.exists(): recipe_learner(recipe, images, device=device, **how)
