@@ -55,7 +55,7 @@ class ScriptParser(ArgumentParser):
             if k in leave: pass
             elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes'))
-                self.add_parameters(recipe_learner, ('recipe','images'))
+                self.add_parameters(recipe_learner, ('recipe','images','weights'))
             elif o.annotation=='str | None': self.add_argument(k, nargs='?', default=None, **how)
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
