@@ -422,5 +422,6 @@ def cifar_learner(
                          cbs=our_cbs+L(cbs), **kwargs)
     learn.with_compile,learn.with_graph = compile,graph
     if hasattr(learn, 'recorder'): learn.recorder.smooth_loss = SmoothLoss(learn.recorder.smooth_loss.beta)
+    else: learn.remove_cb(History)  # `default_cbs=False`
     if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback).add_cb(Progress())
     return learn

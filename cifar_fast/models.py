@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_models.ipynb #62ce6021
 from __future__ import annotations
-import difflib,inspect
+import difflib,inspect,logging
 from collections import OrderedDict
 from functools import partial
 import torch
@@ -168,6 +168,7 @@ def speed_net(
 def _timm():
     try: import timm
     except ImportError as e: raise CifarFastError("models timm/… need a package: pip install 'cifar_fast[timm]'") from e
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # without a network it tries ten times, and says so each time
     return timm
 
 def _library(name):
@@ -237,5 +238,6 @@ def get_model(
         return build(n_classes, **kwargs)
     try: return build(n_classes, pretrained, **kwargs)
     except Exception as e:  # each library, and each way to the network, has its own
-        how = 'with its pretrained weights, on this disk or from the network: without, leave out --pretrained ' if pretrained else ''
-        raise CifarFastError(f'cannot build {name} {how}({(str(e) or type(e).__name__).strip().splitlines()[0]})') from e
+        why = (str(e) or type(e).__name__).strip().splitlines()[0]
+        if not pretrained: raise CifarFastError(f'cannot build {name}: {why}') from e
+        raise CifarFastError(f'no pretrained weights for {name}, on this disk or from the network ({why}): leave out --pretrained') from e

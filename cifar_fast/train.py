@@ -108,7 +108,7 @@ def run_config(
     norm,dev = first(dls.after_batch.fs, risinstance(Normalize)),dls.device
     mean,std = (o.flatten().tolist() for o in (norm.mean,norm.std))
     device = torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{platform.machine()} {dev.type}, {torch.get_num_threads()} threads'
-    libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy']
+    libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy'] + ['timm']*recipe.model.startswith('timm/')
     return dict(recipe=dataclasses.asdict(recipe), **dict(how, precision=pick_precision(how['precision'], dev)),
                 data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y),
                           classes=images.vocab, size=images.train_x.shape[1], mean=mean, std=std),
@@ -215,7 +215,9 @@ def finish_run(self:Learner,
     preds,more = Predictions.from_learner(self, test),{}
     preds.save(run/'predictions.safetensors')
     self.save_figures(run)
-    if images.test_mask is not None: more['cam_localization'] = cam_localization(self, images)
+    try:
+        if images.test_mask is not None: more['cam_localization'] = cam_localization(self, images)
+    except CifarFastError as e: print(f'no localization: {e}')  # of a net that has no map
     if run_recipe(run).tta:
         start = time.perf_counter()
         with self.no_bar(): more['tta_accuracy'] = float(accuracy(*self.get_preds(test, cbs=FlipShiftTTA(), act=noop)))
