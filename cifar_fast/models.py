@@ -9,7 +9,7 @@ from collections import OrderedDict
 from functools import partial
 import torch
 from torch import nn
-from torchvision import models as tv
+from torchvision import models as zoo
 from .core import *
 
 # %% auto #0
@@ -175,7 +175,7 @@ def _library(name):
     'The constructor that a name such as torchvision/resnet34 means; None for one of `nets`'
     lib,_,net = name.partition('/')
     if name in nets or lib not in ('torchvision','timm'): return
-    names = tv.list_models(module=tv) if lib=='torchvision' else [*_timm().list_models(), *_timm().list_models(pretrained=True)]
+    names = zoo.list_models(module=zoo) if lib=='torchvision' else [*_timm().list_models(), *_timm().list_models(pretrained=True)]
     if net not in names: choose(net, difflib.get_close_matches(net, names, 5, cutoff=.4) or names[:5], f'{lib} model')
     return partial(_borrowed, lib, net)
 
@@ -187,10 +187,10 @@ def _head(model):
 def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     'A net of torchvision or timm with a fresh head'
     if lib=='timm': return _timm().create_model(name, pretrained=pretrained, num_classes=n_classes, **kwargs)
-    net = tv.get_model(name, num_classes=n_classes, **kwargs)
+    net = zoo.get_model(name, num_classes=n_classes, **kwargs)
     if not pretrained: return net
     head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{_head(net)}.')}
-    net.load_state_dict({**tv.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True), **head})
+    net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True), **head})
     return net
 
 # %% ../nbs/06_models.ipynb #13016887
@@ -199,7 +199,7 @@ def weight_stats(
 )->tuple: # Mean and standard deviation of each channel, 0…1
     'What the pretrained weights of a net expect pixels to be normalised with'
     lib,_,net = name.partition('/')
-    cfg = _timm().get_pretrained_cfg(net) if lib=='timm' else tv.get_model_weights(net).DEFAULT.transforms()
+    cfg = _timm().get_pretrained_cfg(net) if lib=='timm' else zoo.get_model_weights(net).DEFAULT.transforms()
     return list(cfg.mean),list(cfg.std)
 
 # %% ../nbs/06_models.ipynb #7cef3da5
