@@ -390,6 +390,15 @@ def repeat_on_gpu(
     torch.use_deterministic_algorithms(exactly)
     if exactly: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without which cuBLAS would not repeat
 
+# %% ../nbs/09_learner.ipynb #6136725b
+@patch
+def _lean_cbs(self:CifarLearner):
+    "Ours in the place of fastai's own callbacks, where there are those"
+    if hasattr(self, 'recorder'): self.recorder.smooth_loss = SmoothLoss(self.recorder.smooth_loss.beta)
+    else: self.remove_cb(History)  # `default_cbs=False`: nobody keeps what it would show
+    if hasattr(self, 'progress'): self.remove_cb(ProgressCallback).add_cb(Progress())
+    return self
+
 # %% ../nbs/09_learner.ipynb #545d1dc9
 @delegates(Learner.__init__, but='wd_bn_bias')
 def cifar_learner(
@@ -417,11 +426,7 @@ def cifar_learner(
     precision = pick_precision(precision, device)
     if device.type=='cuda': repeat_on_gpu(deterministic)
     our_cbs = [History(), ChannelsLast()] + ([Autocast(precisions[precision])] if precision!='fp32' else [])
-    learn = CifarLearner(dls, model, loss_func=loss_func or CrossEntropy(label_smoothing=label_smoothing), metrics=metrics,
-                         opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), wd=wd, moms=moms or (mom,)*3,
-                         cbs=our_cbs+L(cbs), **kwargs)
+    learn = CifarLearner(dls, model, loss_func=loss_func or CrossEntropy(label_smoothing=label_smoothing), metrics=metrics, wd=wd,
+                         opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), moms=moms or (mom,)*3, cbs=our_cbs+L(cbs), **kwargs)
     learn.with_compile,learn.with_graph = compile,graph
-    if hasattr(learn, 'recorder'): learn.recorder.smooth_loss = SmoothLoss(learn.recorder.smooth_loss.beta)
-    else: learn.remove_cb(History)  # `default_cbs=False`
-    if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback).add_cb(Progress())
-    return learn
+    return learn._lean_cbs()
