@@ -573,7 +573,7 @@ def _runs_page(res):
         'timed: preparing and training; not timed: building, compiling and recording the net, and the evaluation'])
 
 # %% ../nbs/23_bench.ipynb #a531fd52
-@delegates(recipe_learner, but=['seed','images'])
+@delegates(recipe_learner, but=['seed','images','weights'])
 def bench_runs(
     recipe:Recipe,   # What to train
     out:str|Path,    # A new folder for runs.json and runs.md

@@ -57,8 +57,8 @@ class ScriptParser(ArgumentParser):
             if k in leave: pass
             elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes',*inspect.signature(f).parameters))
-                self.add_parameters(recipe_learner, ('recipe','images'))
-            elif o.annotation=='str | None' and f is not Recipe: self.add_argument(k, nargs='?', default=None, **how)
+                self.add_parameters(recipe_learner, ('recipe','images','weights'))
+            elif o.annotation=='str | None' and o.default is o.empty: self.add_argument(k, nargs='?', default=None, **how)
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
                 self.add_argument('--'+'no_'*o.default+k, dest=k, action='store_false' if o.default else 'store_true', **how)

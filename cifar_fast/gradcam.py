@@ -210,10 +210,10 @@ def randomized(
     model = deepcopy(_bare(model)).eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for k,m in model.named_modules():
+        for m in model.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
-            elif any(True for _ in m.parameters(recurse=False)):
-                raise CifarFastError(f'cannot draw new weights for layer {k!r}: {type(m).__name__} has no reset_parameters')
+            else:  # such as a class token: its own values in another order
+                for p in m.parameters(recurse=False): p.data = p.data.flatten()[torch.randperm(p.numel(), device=p.device)].view_as(p)
     return model
 
 # %% ../nbs/13_gradcam.ipynb #2e508687

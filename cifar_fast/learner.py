@@ -390,8 +390,17 @@ def repeat_on_gpu(
     torch.use_deterministic_algorithms(exactly)
     if exactly: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without which cuBLAS would not repeat
 
+# %% ../nbs/09_learner.ipynb #6136725b
+@patch
+def _lean_cbs(self:CifarLearner):
+    "Ours in the place of fastai's own callbacks, where there are those"
+    if hasattr(self, 'recorder'): self.recorder.smooth_loss = SmoothLoss(self.recorder.smooth_loss.beta)
+    else: self.remove_cb(History)  # `default_cbs=False`: nobody keeps what it would show
+    if hasattr(self, 'progress'): self.remove_cb(ProgressCallback).add_cb(Progress())
+    return self
+
 # %% ../nbs/09_learner.ipynb #545d1dc9
-@delegates(Learner.__init__)
+@delegates(Learner.__init__, but='wd_bn_bias')
 def cifar_learner(
     dls:DataLoaders,            # Training and validation or test data, such as `cifar_dls` gives
     model:nn.Module,            # Any classifier that returns logits
@@ -401,6 +410,8 @@ def cifar_learner(
     label_smoothing:float=0.,   # Fraction of the target that is spread over all classes, from 0 to below 1
     precision:str='auto',       # 'auto' (bf16 where the device has instructions for it), 'fp32' or 'bf16'
     opt_func:Callable=None,     # Another optimizer in place of SGD
+    loss_func:Callable=None,    # Another loss in place of cross entropy
+    moms:tuple=None,            # Momenta of `fit_one_cycle`: at the start, the peak and the end; None: `mom` throughout
     compile:bool=False,         # Train with `torch.compile`
     graph:bool=False,           # Train with each step as one CUDA graph
     deterministic:bool=False,   # On a GPU, let a seed repeat to the bit; on a CPU it does anyway
@@ -410,13 +421,12 @@ def cifar_learner(
 )->CifarLearner: # With `History`, `ChannelsLast` and, where it is wanted, `Autocast`
     'A `Learner` with Nesterov SGD, coupled weight decay, channels last and the precision that suits the device'
     check_fraction('label smoothing', label_smoothing)
+    check_value(not (loss_func and label_smoothing), 'label_smoothing', label_smoothing, '0, or no loss_func: the smoothing is its own')
     device = torch.device(getattr(dls, 'device', None) or 'cpu')
     precision = pick_precision(precision, device)
     if device.type=='cuda': repeat_on_gpu(deterministic)
     our_cbs = [History(), ChannelsLast()] + ([Autocast(precisions[precision])] if precision!='fp32' else [])
-    learn = CifarLearner(dls, model, loss_func=CrossEntropy(label_smoothing=label_smoothing), metrics=metrics, cbs=our_cbs+L(cbs),
-                         opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), wd=wd, moms=(mom,)*3, **kwargs)
+    learn = CifarLearner(dls, model, loss_func=loss_func or CrossEntropy(label_smoothing=label_smoothing), metrics=metrics, wd=wd,
+                         opt_func=opt_func or partial(sgd, mom=mom, nesterov=nesterov), moms=moms or (mom,)*3, cbs=our_cbs+L(cbs), **kwargs)
     learn.with_compile,learn.with_graph = compile,graph
-    if hasattr(learn, 'recorder'): learn.recorder.smooth_loss = SmoothLoss(learn.recorder.smooth_loss.beta)
-    if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback).add_cb(Progress())
-    return learn
+    return learn._lean_cbs()

@@ -4,14 +4,17 @@
 
 # %% ../nbs/06_models.ipynb #62ce6021
 from __future__ import annotations
-import inspect
+import difflib,inspect,logging
 from collections import OrderedDict
+from functools import partial
 import torch
 from torch import nn
+from torchvision import models as zoo
 from .core import *
 
 # %% auto #0
-__all__ = ['nets', 'Residual', 'Scale', 'resnet9', 'resnet18', 'dilated_net', 'whiten_', 'speed_net', 'check_model', 'get_model']
+__all__ = ['nets', 'Residual', 'Scale', 'resnet9', 'resnet18', 'dilated_net', 'whiten_', 'speed_net', 'weight_stats', 'body_head',
+           'check_model', 'get_model']
 
 # %% ../nbs/06_models.ipynb #2217e8db
 def _seq(**layers):
@@ -161,23 +164,80 @@ def speed_net(
     return _seq(**first, act=nn.GELU(), block1=_speed_block(24, width), block2=_speed_block(width, 4*width),
                 block3=_speed_block(4*width, 4*width), pool=nn.AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=fc)
 
+# %% ../nbs/06_models.ipynb #da98244d
+def _timm():
+    try: import timm
+    except ImportError as e: raise CifarFastError("models timm/… need a package: pip install 'cifar_fast[timm]'") from e
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # without a network it tries ten times, and says so each time
+    return timm
+
+def _library(name):
+    'The constructor that a name such as torchvision/resnet34 means; None for one of `nets`'
+    lib,_,net = name.partition('/')
+    if name in nets or lib not in ('torchvision','timm'): return
+    names = zoo.list_models(module=zoo) if lib=='torchvision' else [*_timm().list_models(), *_timm().list_models(pretrained=True)]
+    if net not in names: choose(net, difflib.get_close_matches(net, names, 5, cutoff=.4) or names[:5], f'{lib} model')
+    return partial(_borrowed, lib, net)
+
+# %% ../nbs/06_models.ipynb #cc168696
+def _head(model):
+    'The name of the last layer with weights, whose outputs are the classes'
+    return [k for k,m in model.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d))][-1]
+
+def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
+    'A net of torchvision or timm with a fresh head'
+    if lib=='timm': return _timm().create_model(name, pretrained=pretrained, num_classes=n_classes, **kwargs)
+    net = zoo.get_model(name, num_classes=n_classes, **kwargs)
+    if not pretrained: return net
+    head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{_head(net)}.')}
+    net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True), **head})
+    return net
+
+# %% ../nbs/06_models.ipynb #13016887
+def weight_stats(
+    name:str # 'torchvision/resnet34', 'timm/convnext_atto', …
+)->tuple: # Mean and standard deviation of each channel, 0…1
+    'What the pretrained weights of a net expect pixels to be normalised with'
+    lib,_,net = name.partition('/')
+    cfg = _timm().get_pretrained_cfg(net) if lib=='timm' else zoo.get_model_weights(net).DEFAULT.transforms()
+    return list(cfg.mean),list(cfg.std)
+
+# %% ../nbs/06_models.ipynb #7cef3da5
+def body_head(
+    model:nn.Module # A classifier whose last layer with weights gives the logits
+)->list: # The parameters of the body, and those of the head
+    'A splitter for a fastai `Learner`'
+    head = _head(model)
+    names = dict(model.named_parameters())
+    return [[p for k,p in names.items() if k.startswith(f'{head}.')==is_head] for is_head in (False,True)]
+
 # %% ../nbs/06_models.ipynb #4436c645
 nets = dict(resnet9=resnet9, resnet18=resnet18, dilated_net=dilated_net, speed_net=speed_net)
 
 def check_model(
-    name:str, # A key of `nets`
+    name:str, # A key of `nets`, 'torchvision/resnet34', 'timm/convnext_atto', …
     **kwargs  # Arguments that its constructor should know
 )->callable: # The constructor
     'Raise a `CifarFastError` unless there is a network `name` that takes such arguments; nothing is built'
-    net = choose(name, nets, 'model')
+    if (lib := _library(name)): return lib
+    net = choose(name, {**nets, 'torchvision/NAME': None, 'timm/NAME': None}, 'model')
     for k in kwargs: choose(k, [o for o in inspect.signature(net).parameters if o!='n_classes'], f'argument of {name}')
     return net
 
 # %% ../nbs/06_models.ipynb #efce4615
 def get_model(
-    name:str,          # A key of `nets`
-    n_classes:int=10,  # Number of outputs
-    **kwargs           # Passed on to the constructor, such as `width` for 'resnet9'
-)->nn.Module: # With fresh weights
+    name:str,             # A key of `nets`, 'torchvision/resnet34', 'timm/convnext_atto', …
+    n_classes:int=10,     # Number of outputs
+    pretrained:bool=False,# With the weights that its library has for it, but for a fresh head? From the disk, or downloaded
+    **kwargs              # Passed on to the constructor, such as `width` for 'resnet9'
+)->nn.Module:
     'The network called `name`'
-    return check_model(name, **kwargs)(n_classes, **kwargs)
+    build = check_model(name, **kwargs)
+    if name in nets:
+        check_value(not pretrained, 'pretrained', pretrained, f'a model torchvision/… or timm/…: there are no weights for {name}')
+        return build(n_classes, **kwargs)
+    try: return build(n_classes, pretrained, **kwargs)
+    except Exception as e:  # each library, and each way to the network, has its own
+        why = (str(e) or type(e).__name__).strip().splitlines()[0]
+        if not pretrained: raise CifarFastError(f'cannot build {name}: {why}') from e
+        raise CifarFastError(f'no pretrained weights for {name}, on this disk or from the network ({why}): leave out --pretrained') from e

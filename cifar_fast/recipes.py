@@ -88,7 +88,8 @@ class Recipe(Schedule):
     labels:str|None=None           # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
     skip_broken:bool=False         # Go on without the images that cannot be read?
     policy:str='assignment'        # Augmentation policy
-    model:str='resnet9'            # Net: resnet9, resnet18, dilated_net or speed_net
+    model:str='resnet9'            # Net: resnet9, resnet18, dilated_net, speed_net, torchvision/NAME or timm/NAME
+    pretrained:bool=False          # Begin with the weights that torchvision or timm has for the net, and normalise as they expect it?
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
     bs:Whole=512                   # Images in a batch
     mom:Fraction=.9                # Momentum
@@ -118,6 +119,7 @@ def check(self:Recipe):
     'Raise a `CifarFastError` for values that cannot work together'
     self.scheds()
     check_model(self.model, **self.model_args)
+    check_value('/' in self.model or not self.pretrained, 'pretrained', self.pretrained, 'it with a model torchvision/NAME or timm/NAME')
     choose(self.policy, policies, 'policy')
     choose(self.opt, optimizers, 'optimizer')
     own = 'self params lr mom momentum wd weight_decay nesterov kwargs'.split()
@@ -140,10 +142,12 @@ def check_images(self:Recipe,
     with torch.device('meta'):
         net = get_model(self.model, n_classes, **self.model_args)
         for s in [size, *(s for _,s in self.progressive_resizing)]:
-            try: net(torch.empty(self.bs, 3, s, s))
-            except (RuntimeError,ValueError) as e:
+            try: out = net(torch.empty(self.bs, 3, s, s))
+            except (RuntimeError,ValueError,AssertionError) as e:
                 raise CifarFastError(f'{self.model} cannot train on batches of {self.bs} images of {s}×{s} pixels '
                                      f'({str(e).splitlines()[0]}): choose larger images (--size) or batches (--bs)') from e
+            if getattr(out, 'shape', None)!=(self.bs,n_classes):
+                raise CifarFastError(f'{self.model} gives a {type(out).__name__}, not logits N×classes: choose another, or other model_args')
 
 # %% ../nbs/18_recipes.ipynb #ec980d99
 @patch(cls_method=True)

@@ -11,7 +11,7 @@ from fastai.callback.schedule import ParamScheduler
 from .core import *
 from .data import ImageArrays,load_images
 from .loaders import cifar_dls,image_batch,pipelines
-from .models import get_model,whiten_
+from .models import body_head,get_model,weight_stats,whiten_
 from .learner import L1Penalty,cifar_learner
 from .tricks import *
 from .runs import *
@@ -26,11 +26,11 @@ __all__ = ['train_args', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_conf
 
 # %% ../nbs/19_train.ipynb #650383c5
 def train_args(
-    **kwargs # Arguments of `recipe_learner` but the recipe, the images and the device
+    **kwargs # Arguments of `recipe_learner` but the recipe, the images, the device and the weights
 )->dict: # All of them, by name
     'How a recipe is trained: what is not in `kwargs` is as `recipe_learner` has it'
     params = inspect.signature(recipe_learner).parameters.items()
-    how = {k: p.default for k,p in params if k not in ('recipe','images','device')}
+    how = {k: p.default for k,p in params if k not in ('recipe','images','device','weights')}
     for k in kwargs: choose(k, list(how), 'argument')
     how.update(kwargs)
     for k,there in dict(precision=precisions, pipeline=pipelines).items(): choose(how[k], there, k)
@@ -51,7 +51,8 @@ def recipe_learner(
     compile:bool=False,    # Train with `torch.compile`?
     graph:bool=False,      # Train with each step as one CUDA graph?
     deterministic:bool=False, # On a GPU, let a seed repeat to the bit, which takes longer? On a CPU it does anyway
-    device:str|torch.device=None # Where to train; None: fastai's default device
+    device:str|torch.device=None, # Where to train; None: fastai's default device
+    weights:bool=True      # With pretrained weights, where the recipe asks for them? Not if those of a run take their place
 )->Learner: # Untrained; its validation set is the split, or the test set where there is none
     'The learner that `recipe` describes'
     train_args(seed=seed, precision=precision, num_workers=num_workers, valid_pct=valid_pct, pipeline=pipeline, compile=compile,
@@ -60,13 +61,15 @@ def recipe_learner(
     r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
     val_bs = max(r.bs, 2000*32**2//images.train_x[0,...,0].size) if device.type=='cuda' else r.bs  # no gradients: there is room for more
-    dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline)
-    model = get_model(r.model, n_classes=len(images.vocab), **r.model_args)
+    dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline,
+                    stats=weight_stats(r.model) if r.pretrained else None)
+    model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
     if hasattr(model, 'whiten'):  # by some thousand training images of all classes
         items = dls.train.dataset.tls[0].items
         whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
     return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
-                         compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed))
+                         compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed),
+                         splitter=body_head if '/' in r.model else trainable_params)
 
 # %% ../nbs/19_train.ipynb #aa0cd533
 def recipe_opt(
@@ -106,7 +109,7 @@ def run_config(
     norm,dev = first(dls.after_batch.fs, risinstance(Normalize)),dls.device
     mean,std = (o.flatten().tolist() for o in (norm.mean,norm.std))
     device = torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{platform.machine()} {dev.type}, {torch.get_num_threads()} threads'
-    libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy']
+    libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy'] + ['timm']*recipe.model.startswith('timm/')
     return dict(recipe=dataclasses.asdict(recipe), **dict(how, precision=pick_precision(how['precision'], dev)),
                 data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y),
                           classes=images.vocab, size=images.train_x.shape[1], mean=mean, std=std),
@@ -154,7 +157,8 @@ def run_learner(
 )->Learner:
     'The learner of `run`'
     recipe,how = run_recipe(run),{k: run.config[k] for k in train_args()}
-    learn = recipe_learner(recipe, images or run_images(run), device=device, **how)
+    weights = not trained and not (run/'checkpoint.pt').exists()
+    learn = recipe_learner(recipe, images or run_images(run), device=device, weights=weights, **how)
     if trained: load_weights(learn.model, run/'model.safetensors')
     return learn
 
@@ -212,7 +216,9 @@ def finish_run(self:Learner,
     preds,more = Predictions.from_learner(self, test),{}
     preds.save(run/'predictions.safetensors')
     self.save_figures(run)
-    if images.test_mask is not None: more['cam_localization'] = cam_localization(self, images)
+    try:
+        if images.test_mask is not None: more['cam_localization'] = cam_localization(self, images)
+    except CifarFastError as e: print(f'no localization: {e}')  # of a net that has no map
     if run_recipe(run).tta:
         start = time.perf_counter()
         with self.no_bar(): more['tta_accuracy'] = float(accuracy(*self.get_preds(test, cbs=FlipShiftTTA(), act=noop)))
@@ -285,7 +291,7 @@ def ready(self:Recipe,
     return r,how,images
 
 # %% ../nbs/19_train.ipynb #0782d0ca
-@delegates(recipe_learner)
+@delegates(recipe_learner, but='weights')
 def train_recipe(
     recipe:Recipe,         # What to train
     out:str|Path,          # A new folder for the run
@@ -347,7 +353,7 @@ def _seed_runs(recipe, out, n, quiet, device, how):
     return runs
 
 # %% ../nbs/19_train.ipynb #a6a94beb
-@delegates(recipe_learner, but='seed')
+@delegates(recipe_learner, but=['seed','weights'])
 def train_seeds(
     recipe:Recipe,         # What to train
     out:str|Path,          # Folder for the runs: seed0, seed1, …
