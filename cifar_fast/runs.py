@@ -229,12 +229,12 @@ def read_table(self:Run,
     name:str # The file, such as 'history.csv'
 )->list: # One dict a row, of numbers; None where there is none
     'Read what `write_table` wrote; a `CifarFastError` if it is not there or is damaged'
-    path,rows = self/name,[]
+    path,rows,needed = self/name,[],('epoch','lr') if name in ('history.csv','steps.csv') else ()
     try:
         lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
         for line in csv.DictReader(lines, strict=True):
             rows.append(FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path))
-            if not all(math.isfinite(rows[-1][k]) for k in ('epoch','lr')): raise ValueError('not finite')
+            if not all(math.isfinite(rows[-1][k]) for k in needed): raise ValueError('not finite')
         if lines and not lines[-1].endswith('\n'): raise ValueError('its end is missing')
     except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
     except (ValueError,TypeError,csv.Error) as e: raise CifarFastError(f'{path} is damaged: line {len(rows)+2}, {e}') from e
