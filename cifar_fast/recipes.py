@@ -147,7 +147,7 @@ def check_images(self:Recipe,
                 raise CifarFastError(f'{self.model} cannot train on batches of {self.bs} images of {s}×{s} pixels '
                                      f'({str(e).splitlines()[0]}): choose larger images (--size) or batches (--bs)') from e
             if getattr(out, 'shape', None)!=(self.bs,n_classes):
-                raise CifarFastError(f'{self.model} gives a {type(out).__name__}, no logits N×classes: choose another, or other model_args')
+                raise CifarFastError(f'{self.model} gives a {type(out).__name__}, not logits N×classes: choose another, or model_args')
 
 # %% ../nbs/18_recipes.ipynb #ec980d99
 @patch(cls_method=True)
