@@ -1,9 +1,10 @@
-import json,os,subprocess,sys
+import json,os,signal,subprocess,sys
 from pathlib import Path
 import no_bf16,numpy as np,pytest  # noqa: F401, no_bf16 before any room is imported
 from PIL import Image
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
 os.environ['OMP_NUM_THREADS'] = '1'  # nets this small are no faster with more, and much slower where others compute
 
 @pytest.fixture(scope='session', autouse=True)

@@ -85,6 +85,7 @@ def test_warm_up_leaves_no_trace(folder, name):
 def test_compiles_once_a_size(folder, monkeypatch, name):
     "The warm-up compiles for each size of image what the training runs, and the validation nothing"
     from torch._dynamo.testing import CompileCounterWithBackend
+    torch._dynamo.reset()  # what other tests made it leave alone it compiles again
     counter,seen,real = CompileCounterWithBackend('aot_eager'),[],torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend=counter, **kw))
     class Look(Callback):
