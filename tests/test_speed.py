@@ -107,7 +107,8 @@ def test_rehearsal_has_what_the_training_has(folder, monkeypatch):
     monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # the device that has shapes and no numbers has none
     dls = cifar_dls(load_images(folder, 32), 8, 'flip_crop', device='meta', pipeline='device')
     opt,kinds = partial(OptimWrapper, opt=torch.optim.SGD),[]
-    learn = cifar_learner(dls, torch.nn.Sequential(*resnet9(width=4)).to('meta'), precision='bf16', opt_func=opt, cbs=ProgressiveResize(((0,16),(.5,32))))
+    net,growing = resnet9(width=4).to('meta'),ProgressiveResize(((0,16),(.5,32)))
+    learn = cifar_learner(dls, net, precision='bf16', opt_func=opt, cbs=growing)
     def kind(self, x, *_): kinds.append((x.dtype,x.stride()))
     class Look(Callback):
         run_valid = False
@@ -160,7 +161,8 @@ def test_nothing_is_left(folder, monkeypatch, why, how):
     learn = small_learner('fast', folder, **how)
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     own = set(vars(learn.model))
-    for where in ((Learner,'_step'),(CifarLearner,'_rehearse_validation'),(CifarLearner,'_put_back'),(DeviceDL,'after_iter'),(Learner,'_do_epoch_validate'),None):
+    rehearsals = (Learner,'_step'),(CifarLearner,'_rehearse_validation'),(CifarLearner,'_put_back')
+    for where in (*rehearsals,(DeviceDL,'after_iter'),(Learner,'_do_epoch_validate'),None):
         cbs = [Rehearse()]*(not how) + [Stop()]*(not where)
         with monkeypatch.context() as m, learn.no_bar(), learn.no_logging(), pytest.raises((type(why),CifarFastError)):
             if where: m.setattr(*where, stop)
@@ -168,8 +170,7 @@ def test_nothing_is_left(folder, monkeypatch, why, how):
         learn.remove_cbs([Rehearse,Stop])
         assert set(vars(learn.model))==own and 'forward' not in own and not torch.is_autocast_enabled('cpu')
         assert (learn._steps,learn._compiled,'one_batch' in vars(learn))==({},None,False)
-        if where and where[1] in ('_step','_rehearse_validation','_put_back'):
-            assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
+        if where in rehearsals: assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
 
 @pytest.mark.parametrize('name', ['assignment','fast'])
 def test_compiles_once_a_size(folder, monkeypatch, name):
