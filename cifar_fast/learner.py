@@ -317,23 +317,6 @@ def _rehearse_validation(self:CifarLearner):
     b = self._one_batch(self.dls.valid)
     for k in {len(b[0]), n%len(b[0])}-{0}: self._alone(*[o[:k] for o in b])
 
-# %% ../nbs/09_learner.ipynb #10171454
-@patch
-def fit(self:CifarLearner, *args, **kwargs):
-    "fastai's `fit`, with a warm-up before the first step, where that is worth anything"
-    self._cold,self.warmup_seconds = True,0.
-    try: Learner.fit(self, *args, **kwargs)
-    finally:
-        self._steps,self._compiled = {},None
-        vars(self).pop('one_batch', None)  # of `Autocast`, where the loader was interrupted
-
-@patch
-def _do_epoch_train(self:CifarLearner):
-    if self._cold and self.with_graph: self._check_graph()
-    if self._cold and (self.with_graph or self.with_compile or next(self.model.parameters()).is_cuda): self.warm_up()
-    self._cold = False
-    with self._compiling(): Learner._do_epoch_train(self)
-
 # %% ../nbs/09_learner.ipynb #73cfb12c
 @patch
 @contextmanager
@@ -354,6 +337,23 @@ def _compiling(self:CifarLearner):
         why = f'{type(e).__name__}: {(str(e).strip().splitlines() or [""])[0]}'
         raise CifarFastError(f'torch.compile does not work here ({why}): leave out --compile') from e
     finally: vars(self.model).pop('_compiled_call_impl', None)
+
+# %% ../nbs/09_learner.ipynb #10171454
+@patch
+def fit(self:CifarLearner, *args, **kwargs):
+    "fastai's `fit`, with a warm-up before the first step, where that is worth anything"
+    self._cold,self.warmup_seconds = True,0.
+    try: Learner.fit(self, *args, **kwargs)
+    finally:
+        self._steps,self._compiled = {},None
+        vars(self).pop('one_batch', None)  # of `Autocast`, where the loader was interrupted
+
+@patch
+def _do_epoch_train(self:CifarLearner):
+    if self._cold and self.with_graph: self._check_graph()
+    if self._cold and (self.with_graph or self.with_compile or next(self.model.parameters()).is_cuda): self.warm_up()
+    self._cold = False
+    with self._compiling(): Learner._do_epoch_train(self)
 
 # %% ../nbs/09_learner.ipynb #0821b8dc
 @patch
