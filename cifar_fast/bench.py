@@ -240,7 +240,7 @@ def train(self:_ByHand, hypers, batches):
     for i,((xb,yb),hyper) in enumerate(zip(batches, hypers)):
         for g in self.opt.param_groups: g.update({k: g[k].fill_(v) if isinstance(g[k], Tensor) else v for k,v in hyper.items()})
         side = self.grow.side(i/len(hypers), xb.shape[-1])
-        if side<xb.shape[-1]: xb = F.interpolate(xb, side, mode='bilinear', antialias=True)
+        if side<xb.shape[-1]: xb = shrink_batch(xb, side)
         (self.replay if self.graph else self.step)(xb.contiguous(memory_format=torch.channels_last), yb)
         if self.averaged and i%5==4: torch._foreach_lerp_(self.averaged, self.floats, 1-self.recipe.ema)
 
@@ -552,9 +552,7 @@ class _Clock(Callback):
 def _timed_run(recipe, images, device, how):
     'Train once: the accuracies, and the seconds'
     learn,clock,start = recipe_learner(recipe, images, device=device, **how),_Clock(),_now()
-    if hasattr(learn.model, 'whiten'):  # once more, as `recipe_learner` does, with the clock running
-        items = learn.dls.train.dataset.tls[0].items
-        whiten_(learn.model.whiten, image_batch(learn.dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
+    whiten_model(learn.model, learn.dls)  # once more, with the clock running
     prepare = _now()-start
     with learn.no_bar(), learn.no_logging():
         with learn.added_cbs(clock), batch_that_fits(recipe.bs, device): learn.fit_recipe(recipe)

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 from fastcore.basics import ifnone,patch
 from fastcore.docments import docments
+from torch import OutOfMemoryError
 from .core import *
 from .range_test import *
 from .runs import *
@@ -105,7 +106,7 @@ def main()->int: # The exit code
     were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
     try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
     except CifarFastError as e: said = e
-    except MemoryError: said = 'the memory of this machine is too small: choose smaller images (--size), batches (--bs) or another net'
+    except (MemoryError,OutOfMemoryError): said = 'the memory is too small: choose smaller images (--size), batches (--bs) or another net'
     except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
     else: return 0
     finally:

@@ -189,12 +189,14 @@ def pick_device(
     device:str|torch.device=None # 'cpu', 'cuda', 'cuda:1', …; None: fastai's default device
 )->torch.device:
     'The device called `device`; a `CifarFastError` if this machine has none such'
-    if device is None: return torch.device(default_device())
+    if device is None: device = default_device()
     here = 'cpu' + ''.join(f', cuda:{i}' for i in range(torch.cuda.device_count())) + (', mps' if torch.backends.mps.is_available() else '')
     try:
         device = torch.device(device)
         torch.empty(1, device=device).cpu()
     except Exception as e:  # each kind of device has its own
+        if 'out of memory' in str(e): raise CifarFastError(f'no memory is left on {device}: wait for what else runs there, or choose '
+                                                           'another with --device') from e
         raise CifarFastError(f'no device {str(device)!r} here: choose from {here}') from e
     return device
 

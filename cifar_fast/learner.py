@@ -5,6 +5,7 @@
 # %% ../nbs/09_learner.ipynb #913b3c59
 from __future__ import annotations
 from .core import *
+from .device import shrink_batch
 import math,os,time
 from contextlib import ExitStack,contextmanager,nullcontext
 from fastai.basics import *
@@ -25,6 +26,11 @@ class Autocast(Callback):
     def __init__(self,
         dtype:torch.dtype=torch.bfloat16 # What convolutions and matrix products compute in
     ): self.dtype,self.ctx = dtype,ExitStack()
+    def made_in(self,
+        dl # A loader of training images
+    ):
+        'What a `DeviceDL` should make its batches in, off the CPU; None: as ever'
+        return self.dtype if hasattr(dl, 'wants') and dl.device.type!='cpu' else None
     def before_batch(self):
         'Open the autocast'
         self.ctx.close()
@@ -39,7 +45,7 @@ class Autocast(Callback):
 def before_train(self:Autocast):
     'However a batch ends, by an error or Ctrl-C too, the autocast ends with it'
     one_batch,dl = self.learn.one_batch,self.dl
-    if self.training and hasattr(dl, 'wants') and dl.device.type!='cpu': dl.wants['dtype'] = self.dtype
+    if self.training and (dtype := self.made_in(dl)): dl.wants['dtype'] = dtype
     def closing(i, b):
         try: one_batch(i, b)
         finally: self.ctx.close()
@@ -269,51 +275,54 @@ def _alone(self:CifarLearner, x, y, hypers=()):
         with self.autocast.ctx if hasattr(self, 'autocast') else nullcontext():
             self('before_batch')
             Learner._do_one_batch(self)
+        return self.pred.detach(),self.loss.detach()
     finally:
         self.cbs = cbs
+        self.pred=self.loss=self.loss_grad = None  # what autograd still holds would run on the stream of this step in the next, too
         for g,h in zip(groups, numbers): g.update(h)
-    return self.pred.detach(),self.loss.detach()
 
 # %% ../nbs/09_learner.ipynb #d20bb258
 @patch
 def warm_up(self:CifarLearner):
-    'Within a fit, take a step with a batch of each size, record it where steps are to be recorded, and put everything back'
+    'Within a fit, take a step with a batch of each size, record it where steps are to be recorded, validate, and put everything back'
     start,cuda = time.perf_counter(),next(self.model.parameters()).is_cuda
     self._steps,self._moving = {},{'lr', *(k for cb in self._grab_cbs(ParamScheduler) for k in cb.scheds)}
     sizes = self.progressive_resize.sizes if hasattr(self, 'progressive_resize') else ()
-    with self._put_back():
-        self.model.train()
-        self.training = True
-        b = self._set_device(self.dls.train.new().one_batch())  # of another loader, as a loader has random numbers of its own
-        x,y = (cast(o, Tensor) for o in b)
+    dtype = self.autocast.made_in(self.dls.train) if hasattr(self, 'autocast') else None
+    self.loss_grad = None  # of an earlier fit; see `_alone`
+    with self._compiling(), self._put_back():
+        x,y = self._one_batch(self.dls.train)
         for s in {x.shape[-1], *(side for _,side in sizes)}:
-            small = x if s==x.shape[-1] else F.interpolate(x, size=(s,s)).contiguous(memory_format=torch.channels_last)
+            small = (x if s==x.shape[-1] else shrink_batch(x, s)).to(dtype or x.dtype)
             for _ in range(3 if cuda else 1): self._alone(small, y)
             if self.with_graph: self._record(small, y)
+    with self._put_back(): self._rehearse_validation()
     if cuda: torch.cuda.synchronize()
     self.warmup_seconds = time.perf_counter()-start
 
-# %% ../nbs/09_learner.ipynb #10171454
+# %% ../nbs/09_learner.ipynb #d20bb259
 @patch
-def fit(self:CifarLearner, *args, **kwargs):
-    "fastai's `fit`, with a warm-up before the first step, where that is worth anything"
-    self._cold,self.warmup_seconds = True,0.
-    try: Learner.fit(self, *args, **kwargs)
-    finally: self._steps,self._compiled = {},None
+def _one_batch(self:CifarLearner, dl):
+    'A batch for training or validation, and the model in that mode'
+    self.training = dl is self.dls.train
+    self.model.train(self.training)
+    b = self._set_device(dl.new().one_batch())  # of another loader, as a loader has random numbers of its own
+    return [cast(o, Tensor) for o in b]
 
 @patch
-def _do_epoch_train(self:CifarLearner):
-    if self._cold and self.with_graph: self._check_graph()
-    with self._compiling() if self.with_compile else nullcontext():
-        if self._cold and (self.with_graph or self.with_compile or next(self.model.parameters()).is_cuda): self.warm_up()
-        self._cold = False
-        Learner._do_epoch_train(self)
+@torch.no_grad()
+def _rehearse_validation(self:CifarLearner):
+    'Predict a batch of the validation images, and one as long as the last'
+    if len(self.dls.loaders)<2 or not (n := self.dls.valid.n): return
+    b = self._one_batch(self.dls.valid)
+    for k in {len(b[0]), n%len(b[0])}-{0}: self._alone(*[o[:k] for o in b])
 
 # %% ../nbs/09_learner.ipynb #73cfb12c
 @patch
 @contextmanager
 def _compiling(self:CifarLearner):
-    'The model is a compiled one, as long as this lasts'
+    'The model is a compiled one, as long as this lasts, if it is to be one'
+    if not self.with_compile: return (yield)
     from torch._dynamo import config,exc
     try:
         if not self._compiled:
@@ -325,9 +334,26 @@ def _compiling(self:CifarLearner):
         raise CifarFastError('torch.compile would have to compile this model more than 64 times: leave out --compile') from e
     except Exception as e:
         if not self._cold or isinstance(e, (CifarFastError,torch.OutOfMemoryError)): raise
-        why = f'{type(e).__name__}: {str(e).strip().splitlines()[0]}'
+        why = f'{type(e).__name__}: {(str(e).strip().splitlines() or [""])[0]}'
         raise CifarFastError(f'torch.compile does not work here ({why}): leave out --compile') from e
     finally: vars(self.model).pop('_compiled_call_impl', None)
+
+# %% ../nbs/09_learner.ipynb #10171454
+@patch
+def fit(self:CifarLearner, *args, **kwargs):
+    "fastai's `fit`, with a warm-up before the first step, where that is worth anything"
+    self._cold,self.warmup_seconds = True,0.
+    try: Learner.fit(self, *args, **kwargs)
+    finally:
+        self._steps,self._compiled = {},None
+        vars(self).pop('one_batch', None)  # of `Autocast`, where the loader was interrupted
+
+@patch
+def _do_epoch_train(self:CifarLearner):
+    if self._cold and self.with_graph: self._check_graph()
+    if self._cold and (self.with_graph or self.with_compile or next(self.model.parameters()).is_cuda): self.warm_up()
+    self._cold = False
+    with self._compiling(): Learner._do_epoch_train(self)
 
 # %% ../nbs/09_learner.ipynb #0821b8dc
 @patch

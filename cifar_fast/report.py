@@ -39,7 +39,7 @@ def repeat_command(
     words = ['cifar_fast_train','--recipe',recipe.name if base else str(run.path)]
     for k,v in _changed(run, recipe, base or recipe).items():
         words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
-    flags = [f'--{k}' for k in ('compile','graph') if c[k]]
+    flags = [f'--{k}' for k in ('compile','graph','deterministic') if c.get(k)]
     return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
 
 # %% ../nbs/20_report.ipynb #3ca04c9b
@@ -169,10 +169,8 @@ def _net(model, size):
 def _repeat(run):
     'Command, data, and all values'
     c = run.config
-    repeats = f"A seed repeats initial weights, order and augmentation; the convolutions of the {c['device']} do not repeat to the bit."
-    if ' cpu, ' in c['device']: repeats = 'On the same machine and versions, a seed repeats its weights to the bit.'
     return [ft('pre', repeat_command(run)),
-            ft('p', f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. {repeats}", cls='soft'),
+            ft('p', f"Data: {c['data']['name']}, fingerprint {c['data']['fingerprint']}. {how_exactly(run)}", cls='soft'),
             ft('details', ft('summary', 'All values, versions and the machine'), ft('pre', json.dumps(c, indent=1, ensure_ascii=False)))]
 
 # %% ../nbs/20_report.ipynb #9692ecd0

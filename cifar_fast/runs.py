@@ -175,6 +175,9 @@ class RunResults(TypedDict, total=False):
     best_test_accuracy:_Accuracy
     epochs:PositiveInt
     train_seconds:NonNegativeFloat
+    warmup_seconds:NonNegativeFloat
+    valid_seconds:NonNegativeFloat
+    tta_seconds:NonNegativeFloat
     images_per_second:NonNegativeFloat
     cam_localization:list[TypedDict('Localization', dict(who=str, energy_on_object=float, pointing=float), total=False)]
 
@@ -256,7 +259,9 @@ result_labels = dict(test_accuracy=('test accuracy, last epoch','{:.2%}'), tta_a
               best_test_accuracy=('test accuracy of that epoch','{:.2%}'), epochs=('epochs','{}'),
               temperature=('temperature, fitted on the validation images','{:.3g}'), ece=('calibration error on the test images','{:.2%}'),
               ece_scaled=('the same with that temperature','{:.2%}'),
-              train_seconds=('training time','{:,.0f} s'), images_per_second=('training speed','{:,.0f} images/s'))
+              train_seconds=('training time','{:,.1f} s'), images_per_second=('training speed','{:,.0f} images/s'),
+              warmup_seconds=('warm-up before it','{:,.1f} s'), valid_seconds=('validation time','{:,.1f} s'),
+              tta_seconds=('test-time augmentation','{:,.1f} s'))
 
 # %% ../nbs/11_runs.ipynb #5e1623e7
 def result_rows(
@@ -265,9 +270,10 @@ def result_rows(
     'What came out of `run`, as a table to print'
     c,results = run.config,run_results(run)
     data = f"{c['data']['name']}, {c['data']['train']:,} training and {c['data']['test']:,} test images"
-    how = ', '.join([c['precision'], f"{c['pipeline']} pipeline", *[k for k in ('compile','graph') if c[k]]])
+    how = ', '.join([c['precision'], f"{c['pipeline']} pipeline", *[k for k in ('compile','graph','deterministic') if c.get(k)]])
     rows = [('recipe', f"{c['recipe']['name']}, seed {c['seed']}, {how}"), ('data', data)]
-    rows += [(label, form.format(results[k])) for k,(label,form) in result_labels.items() if k in results]
+    rows += [(label, form.format(results[k])) for k,(label,form) in result_labels.items()
+             if k in results and (results[k] or k!='warmup_seconds')]  # on a CPU there is none
     return rows + [(f"Grad-CAM on the shape, {r['who']}", f"{r['energy_on_object']:.1%} of the heat, {r['pointing']:.1%} of the maxima")
                    for r in results.get('cam_localization', [])]
 
@@ -391,6 +397,7 @@ def _read_checkpoint(path):
     c = torch.load(path, map_location='cpu', weights_only=True)
     if c['epoch']!=len(c['epochs']): raise ValueError(f"{len(c['epochs'])} rows after {c['epoch']} epochs")
     c['random']['torch_cuda_state'] = c['random']['torch_cuda_state'][:torch.cuda.device_count()]
+    c['random'].update(torch_deterministic=torch.backends.cudnn.deterministic, torch_benchmark=torch.backends.cudnn.benchmark)  # as here
     set_random_states(**c['random'])
     return c
 

@@ -8,6 +8,7 @@ import dataclasses,inspect,itertools,json,platform,re,time
 from importlib.metadata import version
 from fastai.basics import *
 from fastai.callback.schedule import ParamScheduler
+from . import __version__
 from .core import *
 from .data import ImageArrays,load_images
 from .loaders import cifar_dls,image_batch,pipelines
@@ -20,9 +21,9 @@ from .interpret import *
 from .recipes import *
 
 # %% auto #0
-__all__ = ['train_args', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config', 'run_recipe', 'run_model', 'run_images',
-           'run_learner', 'run_predictions', 'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run',
-           'check_same', 'train_seeds', 'sweep_recipes', 'train_sweep']
+__all__ = ['train_args', 'whiten_model', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config', 'run_recipe', 'run_model',
+           'run_images', 'run_learner', 'run_predictions', 'how_exactly', 'TrimMemory', 'batch_that_fits',
+           'train_recipe', 'resume_run', 'check_same', 'train_seeds', 'sweep_recipes', 'train_sweep']
 
 # %% ../nbs/19_train.ipynb #650383c5
 def train_args(
@@ -38,6 +39,16 @@ def train_args(
         check_value(isinstance(how[k], int) and 0<=how[k]<end, k, how[k], f'a whole number from 0 to {end-1}')
     check_fraction('valid_pct', how['valid_pct'])
     return how
+
+# %% ../nbs/19_train.ipynb #6f4f8440
+def whiten_model(
+    model:nn.Module, # Any net; one without a whitening layer stays as it is
+    dls:DataLoaders  # Whose training images it is whitened by: some thousand, of all classes
+):
+    'Make the filters of the whitening layer of `model`'
+    if not hasattr(model, 'whiten'): return
+    items = dls.train.dataset.tls[0].items
+    whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
 
 # %% ../nbs/19_train.ipynb #6f4f8446
 def recipe_learner(
@@ -60,13 +71,12 @@ def recipe_learner(
     r,device = recipe,pick_device(device)
     r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
-    val_bs = max(r.bs, 2000*32**2//images.train_x[0,...,0].size) if device.type=='cuda' else r.bs  # no gradients: there is room for more
+    most = 4*r.bs if device.type=='cuda' else r.bs  # no gradients: there is room for more
+    val_bs = max(r.bs, min(most, 2000*32**2//images.train_x[0,...,0].size))
     dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline,
                     stats=weight_stats(r.model) if r.pretrained else None)
     model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
-    if hasattr(model, 'whiten'):  # by some thousand training images of all classes
-        items = dls.train.dataset.tls[0].items
-        whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
+    whiten_model(model, dls)
     return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
                          compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed),
                          splitter=body_head if '/' in r.model else trainable_params)
@@ -109,11 +119,11 @@ def run_config(
     norm,dev = first(dls.after_batch.fs, risinstance(Normalize)),dls.device
     mean,std = (o.flatten().tolist() for o in (norm.mean,norm.std))
     device = torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{platform.machine()} {dev.type}, {torch.get_num_threads()} threads'
-    libs = ['cifar_fast','fastai','fastcore','torch','torchvision','albumentations','numpy'] + ['timm']*recipe.model.startswith('timm/')
+    libs = ['fastai','fastcore','torch','torchvision','albumentations','numpy'] + ['timm']*recipe.model.startswith('timm/')
     return dict(recipe=dataclasses.asdict(recipe), **dict(how, precision=pick_precision(how['precision'], dev)),
                 data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y),
                           classes=images.vocab, size=images.train_x.shape[1], mean=mean, std=std),
-                device=device, python=platform.python_version(), versions={o: version(o) for o in libs})
+                device=device, python=platform.python_version(), versions=dict(cifar_fast=__version__, **{o: version(o) for o in libs}))
 
 # %% ../nbs/19_train.ipynb #329a20c0
 def run_recipe(
@@ -172,6 +182,18 @@ def run_predictions(
     path = run/'predictions.safetensors'
     if not path.exists(): Predictions.from_learner(learn, 2 if run.config['valid_pct'] else 1).save(path)
     return Predictions.load(path, images.vocab, images.test_x)
+
+# %% ../nbs/19_train.ipynb #dc3844b1
+def how_exactly(
+    run:Run # A run
+)->str: # A sentence
+    'How exactly its seed repeats `run`'
+    c,where = run.config,'machine'
+    if ' cpu, ' not in c['device']:
+        where = c['device']
+        if not c.get('deterministic'):
+            return f'A seed repeats initial weights, order and augmentation; the convolutions of the {where} do not repeat to the bit.'
+    return f'On the same {where} and versions, a seed repeats its weights to the bit.'
 
 # %% ../nbs/19_train.ipynb #34257dc5
 @patch
@@ -244,7 +266,8 @@ def batch_that_fits(
     'Say it in a line where a batch does not fit into the memory'
     try: yield
     except (RuntimeError,MemoryError) as e:
-        if not isinstance(e, (MemoryError,torch.OutOfMemoryError)) and "can't allocate memory" not in str(e): raise
+        full = "can't allocate memory",'out of memory','ALLOC_FAILED'  # the last where cuDNN or cuBLAS is the one that wants some
+        if not isinstance(e, MemoryError) and not any(o in str(e) for o in full): raise
         raise CifarFastError(f'a batch of {bs} images does not fit into the memory of {device}: try half, --bs {max(1, bs//2)}') from e
 
 # %% ../nbs/19_train.ipynb #75b3d2ae
@@ -320,11 +343,12 @@ def resume_run(
     device:str|torch.device=None, # Where to train; None: fastai's default device
     images:ImageArrays=None # Its data, where they are at hand; None: load them
 )->dict: # The results
-    'Train an interrupted run to its end, as if nothing had happened'
+    'Train an interrupted run to its end, as if nothing had happened: on a CPU to the bit'
     run = Run(path)
     with hold(path):
         if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
-        images = images or run_images(run)
+        images,said = images or run_images(run),how_exactly(run)
+        if not (quiet or said.startswith('On the same')): print(said)
         return run_learner(run, images, trained=False, device=device).train_run(run, images, quiet)
 
 # %% ../nbs/19_train.ipynb #2dd162e9

@@ -2,6 +2,8 @@
 import errno,json,shlex,shutil,sys
 from pathlib import Path
 import pytest,torch
+from fastai.basics import Learner
+from cifar_fast import __version__,train
 from cifar_fast.cli import main
 from cifar_fast.core import CifarFastError
 from cifar_fast.recipes import get_recipe
@@ -226,6 +228,42 @@ def test_damaged_bit_of_a_checkpoint(begun, at):
 def test_odd_checkpoint(begun, content):
     torch.save(content, begun/'checkpoint.pt')
     with pytest.raises(CifarFastError, match='checkpoint.pt is damaged'): resume_run(begun, quiet=True)
+
+def test_no_memory_on_the_card(monkeypatch, call, folder, tmp_path):
+    "Another process has it all; or the training wants too much, in whatever words that is said; or what comes after it does"
+    monkeypatch.chdir(tmp_path)
+    few = '--bs 16 --policy none --model_args width=4 --epochs 1 --quiet --no_report --out r --data'.split()
+    def run(message, target, name, e):
+        def full(*args, **kwargs): raise e
+        with monkeypatch.context() as m:
+            m.setattr(target, name, full)
+            code,err = call('cifar_fast_train', *few, folder)
+        assert code==2 and message in err and err.count('\n')==1, err
+    run('no memory is left on cpu: wait', torch, 'empty', RuntimeError('CUDA error: out of memory\nCompile with'))
+    for e in (torch.OutOfMemoryError('CUDA out of memory. Tried'),RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')):
+        run('a batch of 16 images does not fit into the memory of cpu: try half, --bs 8', Learner, '_step', e)
+    assert not list(tmp_path.iterdir())
+    run('the memory is too small', train.Predictions, 'from_learner', torch.OutOfMemoryError('CUDA out of memory. Tried'))
+
+def test_other_device(begun, capsys):
+    "What decides about cuDNN is the device of now; and where a seed repeats nearly, the one who resumes is told"
+    c,cudnn = torch.load(begun/'checkpoint.pt'),torch.backends.cudnn
+    c['random'].update(torch_deterministic=False, torch_benchmark=True)
+    torch.save(c, begun/'checkpoint.pt')
+    conf = json.loads((begun/'config.json').read_text())
+    (begun/'config.json').write_text(json.dumps(dict(conf, device='a card')))
+    with cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        resume_run(begun)
+        assert (cudnn.benchmark,cudnn.deterministic)==(False,True)
+    assert 'the convolutions of the a card do not repeat to the bit' in capsys.readouterr().out
+
+def test_its_own_version(folder, tmp_path, monkeypatch):
+    "A package that lies on the path, and was never installed, has one too"
+    def version(name): return '1' if name!='cifar_fast' else (_ for _ in ()).throw(ModuleNotFoundError(name))
+    monkeypatch.setattr(train, 'version', version)
+    r = get_recipe('demo').replace(data=str(folder), epochs=1, bs=16, policy='none', model_args=dict(width=4))
+    train_recipe(r, tmp_path/'run', quiet=True)
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['versions']['cifar_fast']==__version__
 
 def test_fewer_gpus(begun):
     "Random states of GPUs that are not here are left out"

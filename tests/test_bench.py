@@ -137,11 +137,13 @@ def same_start(hands):
 def same_end(a, b):
     for k,v in a.net.state_dict().items(): torch.testing.assert_close(v, b.net.state_dict()[k], atol=1e-5, rtol=1e-4)
 
-def test_graph_by_hand(monkeypatch):
+fast = get_recipe('fast').replace(model_args=dict(width=4, whiten=True), bs=16, ema=.9, progressive_resizing=((0,16),(.5,32)))
+
+@pytest.mark.parametrize('growing', [tiny.replace(progressive_resizing=((0,16),(.5,32))),fast], ids=lambda o: o.opt)
+def test_graph_by_hand(monkeypatch, growing):
     "A replayed step reads nothing but the batch, the learning rate of the moment and the net; each size has a graph of its own"
     for k,v in dict(CUDAGraph=Tape, graph=lambda o: o, Stream=lambda: None, stream=nullcontext, synchronize=lambda: None).items():
         monkeypatch.setattr(torch.cuda, k, v)
-    growing = tiny.replace(progressive_resizing=((0,16),(.5,32)))
     eager,graph = (b._ByHand(growing, b.noise_images(64, 32, 32), cpu, 'fp32') for _ in range(2))
     graph.graph = True
     for g in graph.opt.param_groups: g['lr'] = torch.tensor(g['lr'])
@@ -151,6 +153,18 @@ def test_graph_by_hand(monkeypatch):
     same_start([eager,graph])
     for o in (eager,graph): o.train(o.hypers(6), batches)
     same_end(eager, graph)
+
+class NoReading(TorchDispatchMode):
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        assert not any(o in str(f) for o in ('local_scalar_dense','nonzero','is_nonzero')), f
+        return f(*args, **(kwargs or {}))
+
+def test_loop_reads_nothing():
+    "Flips, small images, Muon, and the EMA of the weights: no number of the device is waited for"
+    hand = b._ByHand(fast, b.noise_images(96, 32, 32), cpu, 'fp32')
+    batches,was = [*islice(hand.batches, 6)],[o.clone() for o in hand.averaged]
+    with NoReading(): hand.train(hand.hypers(6), batches)
+    assert was and not all(map(torch.equal, hand.averaged, was))
 
 @on_cuda
 @pytest.mark.parametrize('name', ['loop_graph','loop_compile_graph'])

@@ -1,16 +1,23 @@
 "What makes a training faster changes nothing else"
 import os,shutil
 from collections import Counter
+from contextlib import nullcontext
+from functools import partial
 import pytest,torch
 import torch.nn.functional as F
-from fastai.basics import Callback
+from fastai.basics import Callback,Learner,OptimWrapper
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from cifar_fast.learner import CifarLearner
+from cifar_fast.learner import CifarLearner,cifar_learner
+from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
+from cifar_fast.device import DeviceDL
+from cifar_fast.loaders import cifar_dls
+from cifar_fast.models import resnet9
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
 from cifar_fast.train import recipe_learner,resume_run,train_recipe
+from cifar_fast.tricks import ProgressiveResize
 
 def trained(folder, out, **how):
     "Weights and losses of two epochs of a small ResNet-9"
@@ -80,6 +87,90 @@ def test_warm_up_leaves_no_trace(folder, name):
         return learn.model.state_dict(),learn.history.steps,torch.rand(2)
     (a,steps,x),(b,others,y) = weights(),weights(Rehearse())
     assert all(torch.equal(a[k], b[k]) for k in a) and steps==others and torch.equal(x, y)
+
+def test_validation_is_rehearsed(folder):
+    "Before the first step, without gradients, in batches of both lengths; what follows is as ever"
+    learn,seen = small_learner('assignment', folder),[]
+    learn.dls.valid.bs = 9  # 24 images: batches of 9, 9 and 6
+    class Look(Callback):
+        order = -1000
+        def before_epoch(self):
+            hook = self.model.register_forward_hook(lambda m,x,y: seen.append((m.training,torch.is_grad_enabled(),len(y))))
+            self.learn.warm_up()
+            hook.remove()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=Look())
+    assert seen[0]==(True,True,8) and sorted(seen[1:])==[(False,False,6),(False,False,9)]
+    assert len(learn.history.epochs)==1 and len(learn.history.steps)==9
+
+def test_rehearsal_has_what_the_training_has(folder, monkeypatch):
+    "Off the CPU batches are made in bf16, those of the rehearsal too, or everything would be compiled and recorded for others"
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # the device that has shapes and no numbers has none
+    dls = cifar_dls(load_images(folder, 32), 8, 'flip_crop', device='meta', pipeline='device')
+    opt,kinds = partial(OptimWrapper, opt=torch.optim.SGD),[]
+    net,growing = resnet9(width=4).to('meta'),ProgressiveResize(((0,16),(.5,32)))
+    learn = cifar_learner(dls, net, precision='bf16', opt_func=opt, cbs=growing)
+    def kind(self, x, *_): kinds.append((x.dtype,x.stride()))
+    class Look(Callback):
+        run_valid = False
+        def before_epoch(self):
+            with monkeypatch.context() as m:
+                m.setattr(CifarLearner, '_alone', lambda self, x, y: self.training and kind(self, x))
+                self.learn.warm_up()
+        def before_batch(self): kind(self, self.x)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(Exception, match='meta'): learn.fit(1, .01, cbs=Look())
+    assert len(kinds)==2+9 and len({*kinds})==2 and {d for d,_ in kinds}=={torch.bfloat16}
+
+def test_no_step_holds_on_to_the_last(folder, monkeypatch):
+    """What accumulates the gradients is a new thing in each rehearsed step and each that is recorded: an old one would run on the stream of
+    the step that made it, which ends the recording"""
+    node = lambda p: torch.autograd.graph.get_gradient_edge(p).node
+    real,steps = CifarLearner._alone,[]
+    def alone(self, *args):
+        ps = [p for p in self.model.parameters() if p.requires_grad]
+        assert not any(node(p).metadata for p in ps)
+        handle = self.model.register_forward_hook(lambda *_: [node(p).metadata.update(made=1) for p in ps] and None)
+        try: return real(self, *args)
+        finally:
+            handle.remove()
+            steps.append(self.training)
+    monkeypatch.setattr(CifarLearner, '_alone', alone)
+    monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
+    def graphed(self, step): return [step() for _ in range(3)] and step
+    monkeypatch.setattr(CifarLearner, '_graphed', graphed)
+    learn = small_learner('assignment', folder)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, .01)  # its last step is over, but for what the learner still has of it
+        learn.with_graph = True
+        learn.fit(1, .01)
+    assert steps.count(True)==4+9
+
+@pytest.mark.parametrize('why', [KeyboardInterrupt(),RuntimeError('no')], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize('how', [{}, dict(compile=True), dict(graph=True)], ids=lambda o: ''.join(o) or 'plain')
+def test_nothing_is_left(folder, monkeypatch, why, how):
+    "An error or Ctrl-C, wherever it comes: the model is a plain one, and after a rehearsal what it was before"
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend='eager', **kw))
+    monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
+    monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: step)
+    def stop(*args): raise why
+    class Rehearse(Callback):
+        def before_epoch(self): self.learn.warm_up()
+    class Stop(Callback):
+        order,run_valid = 1000,False
+        def after_batch(self): self.iter==2 and stop()
+    learn = small_learner('fast', folder, **how)
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    own = set(vars(learn.model))
+    rehearsals = (Learner,'_step'),(CifarLearner,'_rehearse_validation'),(CifarLearner,'_put_back')
+    for where in (*rehearsals,(DeviceDL,'after_iter'),(Learner,'_do_epoch_validate'),None):
+        cbs = [Rehearse()]*(not how) + [Stop()]*(not where)
+        with monkeypatch.context() as m, learn.no_bar(), learn.no_logging(), pytest.raises((type(why),CifarFastError)):
+            if where: m.setattr(*where, stop)
+            learn.fit(1, .01, cbs=cbs)
+        learn.remove_cbs([Rehearse,Stop])
+        assert set(vars(learn.model))==own and 'forward' not in own and not torch.is_autocast_enabled('cpu')
+        assert (learn._steps,learn._compiled,'one_batch' in vars(learn))==({},None,False)
+        if where in rehearsals: assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
 
 @pytest.mark.parametrize('name', ['assignment','fast'])
 def test_compiles_once_a_size(folder, monkeypatch, name):
