@@ -143,7 +143,8 @@ def _md(text):
 # %% ../nbs/22_export.ipynb #dc2c97f6
 def _training(run, r):
     'Recipe and command, without the folders of this machine'
-    net = f"{_md(r.model)}{' ('+_md(json.dumps(r.model_args))+')' if r.model_args else ''}, {r.epochs} epochs, batch {r.bs}"
+    args = f' ({_md(json.dumps(r.model_args))})' if r.model_args else ''
+    net = f"{_md(r.model)}{args}, {r.epochs} epoch{'s'*(r.epochs>1)}, batch {r.bs}"
     words = [f'Recipe {_md(r.name)}: {_md(r.about)}. {net}; `config.json` has every value, the versions and the machine.']
     if r.name in recipes:
         swap = {o: Path(o).name for o in (r.data,r.labels) if o}
