@@ -28,7 +28,7 @@ class NetOnShow:
         self.run = run if isinstance(run, Run) else Run(run)
         self.data,model = run_data(self.run),run_model(self.run)
         self.net,self.size = PixelNet(model, self.data['mean'], self.data['std']).to(default_device()).eval(),self.data['size']
-        self.layers = {k: find_layer(model, k)[1] for k in cam_layers(model, torch.zeros(1,3,self.size,self.size), 99)}
+        self.layers = cam_layers(model, torch.zeros(1,3,self.size,self.size), 99)
         self.lock,self.images,self.lost = Lock(),None,''
         try: self.images = run_images(self.run)
         except CifarFastError as e: self.lost = f'No test images to draw from: {e}'
@@ -37,10 +37,10 @@ class NetOnShow:
 @patch
 def look(self:NetOnShow,
     file:str|Path, # A picture
-    layer:str=None # One of `layers`; None: the deepest
+    layer:str=None # One of `layers`, or of those within them, as in `grad_cam`; None: the deepest
 )->tuple: # Probability of each class by name, the heat over the picture as an image, and what it is evidence for
     'What the net makes of the picture in `file`, and where'
-    vocab,where = self.data['classes'],choose(layer, self.layers, 'layer') if layer else [*self.layers.values()][-1]
+    vocab,where = self.data['classes'],find_layer(self.net.model, layer or self.layers[-1])[1]
     with self.lock: _,img,cam,probs,shown,empty = first(explained(self.net, [file], self.size, where))
     h,w = img.shape[:2]
     fig = Figure(figsize=(5*min(1, w/h), 5*min(1, h/w)), dpi=120)
@@ -85,7 +85,8 @@ def _columns(gr, show):
             heat = gr.Image(show_label=False, height=320, format='png', interactive=False, buttons=['fullscreen','download'],
                             elem_id='heat')
             of = gr.Markdown('Where the net sees it, red most', elem_id='of')
-            layer = gr.Dropdown([*show.layers], value=[*show.layers][-1], label='Layer of the Grad-CAM, the deepest last', elem_id='layer')
+            layer = gr.Dropdown(show.layers, value=show.layers[-1], label='Layer of the Grad-CAM, the deepest last, or the name of another',
+                                allow_custom_value=True, elem_id='layer')
     return picture,draw,said,classes,heat,of,layer
 
 def demo_page(
@@ -107,7 +108,7 @@ def demo_page(
         picture,draw,said,classes,heat,of,layer = _columns(gr, show)
         draw.click(lambda: [o if isinstance(o, Path) else _plain(o) for o in show.draw(folder.name)], None, [picture,said])
         gr.on([picture.upload,picture.clear], lambda: '', None, said)
-        gr.on([picture.change,layer.change], look, [picture,layer], [classes,heat,of], show_progress='minimal')
+        gr.on([picture.change,layer.change], look, [picture,layer], [classes,heat,of], show_progress='minimal', show_progress_on=heat)
     return page
 
 # %% ../nbs/22a_demo.ipynb #3e73b37b

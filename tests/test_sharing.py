@@ -70,6 +70,11 @@ def test_page_in_the_browser(page, run, picture, browser, tmp_path, width, dark)
     b.wait_for_function('([s, was]) => document.querySelector(s)?.src!=was', arg=[heat,first])
     b.click('text=Draw a test image')
     b.wait_for_selector('text=actual class:')
+    show,i = NetOnShow(run),int(b.inner_text('text=actual class:').split(',')[0].split()[-1])
+    probs = show.look(show.draw(tmp_path, i)[0])[0]
+    b.wait_for_function('([s, n]) => document.querySelector(s).innerText.includes(n)', arg=['#classes',f'{max(probs.values()):.0%}'])
+    b.wait_for_function('() => !document.querySelector("#heat .progress-text, #heat .wrap.generating")')
+    b.wait_for_timeout(500)  # what fades in
     wide,is_dark,faint = b.evaluate(look_js)
     if folder := os.environ.get('CIFAR_FAST_SHOTS'): b.screenshot(path=f'{folder}/{width}{"-dark"*dark}.png', full_page=True)
     assert wide<=width and is_dark==dark and not faint, (wide, is_dark, faint)
