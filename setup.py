@@ -13,6 +13,7 @@ setup(
     license='Apache-2.0', keywords=cfg['keywords'].split(),
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'onnx': onnx, 'timm': [cfg['timm_requirements']], 'dev': [*cfg['dev_requirements'].split(), *onnx]},
+    extras_require={'onnx': onnx, 'timm': [cfg['timm_requirements']], 'demo': [cfg['demo_requirements']],
+                    'dev': [*cfg['dev_requirements'].split(), *onnx, cfg['demo_requirements']]},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
 )

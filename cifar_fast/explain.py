@@ -17,7 +17,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv', 'explain']
+__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv', 'explained', 'explain']
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
@@ -111,8 +111,15 @@ def write_csv(
     with atomic_write(path) as tmp: texts.to_csv(tmp, index=False)
 
 # %% ../nbs/21_explain.ipynb #ff634def
-def _explained(net, files, size, layer, target, bs):
-    'For each file its image, its map, the probabilities, the class that the map explains, and whether there is no evidence for it'
+def explained(
+    net:nn.Module,   # Takes pixels from 0 to 1; see `PixelNet`
+    files:list,      # Pictures
+    size:int,        # Side of what the net sees, in pixels
+    layer=None,      # Where to look into the net, as in `grad_cam`
+    target:int=None, # The class that the maps explain; None: the most probable
+    bs:int=16        # Images at once
+):  # Of each: file, image, map, probabilities, number of the class that the map explains, and whether there is no evidence for it
+    'What `net` makes of pictures, one after another, and where it sees it'
     for some in chunked(files, bs):
         imgs,xs = zip(*((_shrink(img),image_array(img, size)) for img in map(read_image, some)))
         x = torch.from_numpy(np.stack(xs)).permute(0,3,1,2).to(default_device())/255
@@ -142,7 +149,7 @@ def explain(
     if layer is not None: layer = find_layer(model, layer)[1]
     files,out = find_pictures(paths),check_free(out)
     for f in files: read_image(f)
-    for i,(f,img,cam,probs,shown,empty) in enumerate(_explained(net, files, data['size'], layer, target, bs), 1):
+    for i,(f,img,cam,probs,shown,empty) in enumerate(explained(net, files, data['size'], layer, target, bs), 1):
         stem = re.sub(r'[^\w .-]', '_', f.stem)[:40]  # what every file system takes
         name = f'{i:0{len(str(len(files)))}}-{stem}.png'
         fig = plot_explained(img, cam, probs, vocab, shown, k, f.name)[0].figure

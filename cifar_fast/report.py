@@ -19,7 +19,8 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['repeat_command', 'photo', 'predicted_sections', 'write_page', 'report_run', 'differences', 'compare_runs']
+__all__ = ['repeat_command', 'photo', 'predicted_sections', 'report_rows', 'write_page', 'report_run', 'differences',
+           'compare_runs']
 
 # %% ../nbs/20_report.ipynb #c292112d
 def _changed(run, recipe, base):
@@ -184,6 +185,13 @@ def _corrupted(run):
         _table(cells, ['damage', *[f"strength {r['strength']:.0f}" for r in rows]], numbers=range(1, len(rows)+1)),
         _chart('Accuracy on copies of the test images, by kind and strength of the damage', plot_corrupted, [clean,*rows])]}
 
+# %% ../nbs/20_report.ipynb #445de967
+def report_rows(
+    run:Run # A finished run
+)->list: # Pairs of label and value
+    'The first table of a report: what came out, and what was measured later'
+    return result_rows(run) + _corrupted(run)[0]
+
 # %% ../nbs/20_report.ipynb #052e2da2
 def _sections(run, learn, images, preds):
     'Headings, and what stands under each, for a run'
@@ -226,7 +234,7 @@ def report_run(
     quiet:bool=False # No progress bar
 )->Path: # The page
     'Write `report.html` into the folder of `run`'
-    rows,c = result_rows(run) + _corrupted(run)[0],run.config
+    rows,c = report_rows(run),run.config
     images = run_images(run)
     learn = run_learner(run, images)
     with learn.no_bar(), learn.no_logging():
