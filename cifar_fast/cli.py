@@ -203,8 +203,8 @@ def print_sweep(
         acc = f"{r[f'{kind}mean']:.2%}" + (f" ± {r[f'{kind}sd']:.2%}" if r['n']>1 else '')
         return acc if not kind else f'{acc}  the best' if r is done[0] else f'{acc}  {say_difference(r, done[0], kind)}'
     head = f'{of} accuracy, last epoch' + (f", mean ± standard deviation of {done[0]['n']} runs" if done[0]['n']>1 else '')
-    page = [('page', f'cifar_fast_compare {shlex.quote(str(out))}')]*(len(done)==len(results))
-    print_table([('combination', head), *[(k, said(r)) for k,r in results.items()], ('runs in', out), *page])
+    page = 'page',f'cifar_fast_compare {shlex.quote(str(out))}'
+    print_table([('combination', head), *[(k, said(r)) for k,r in results.items()], ('runs in', out), page])
 
 # %% ../nbs/24_cli.ipynb #df168486
 def split_values(

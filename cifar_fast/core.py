@@ -122,6 +122,7 @@ def atomic_write(
     being_written.add(tmp)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for o in left_over(path.parent, path.name): o.unlink()
         yield tmp
         with open(tmp,'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -133,11 +134,20 @@ def atomic_write(
         being_written.discard(tmp)
 
 # %% ../nbs/00_core.ipynb #73497cce
+def _ended(pid):
+    'Has the process of this number ended, as far as this system can tell?'
+    try: os.name=='posix' and os.kill(pid, 0)  # on Windows this would be a Ctrl-C
+    except ProcessLookupError: return True
+    except (OSError,OverflowError): pass  # somebody else's, or no number of a process
+    return False
+
 def left_over(
-    folder:str|Path # Where something was written
+    folder:str|Path, # Where something was written
+    name:str=None    # Only of this file, and only what a process that has ended cannot finish; None: of all files
 )->list: # Paths
     'The files in `folder` that `atomic_write` had not finished when its process was killed'
-    return [o for o in Path(folder).iterdir() if re.fullmatch(r'\..+\.\d+\.tmp', o.name)]
+    found = [(o,re.fullmatch(r'\.(.+)\.(\d+)\.tmp', o.name)) for o in Path(folder).iterdir()]
+    return [o for o,m in found if m and (name is None or m[1]==name and _ended(int(m[2])))]
 
 # %% ../nbs/00_core.ipynb #748691b4
 class FileValues(dict):

@@ -19,6 +19,8 @@ from .learner import *
 from .tricks import *
 try: import fcntl
 except ImportError: fcntl = None  # Windows
+try: import msvcrt
+except ImportError: msvcrt = None  # all others
 
 # %% auto #0
 __all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'RunData',
@@ -106,6 +108,28 @@ def check_free(
         raise CifarFastError(f'{path} cannot be written to: choose another folder with --out')
     return path
 
+# %% ../nbs/11_runs.ipynb #7a40c1d9
+def _lock_it(f):
+    'Keep the open file `f` for this process; an `OSError` if another one has it, or where there are no locks'
+    if fcntl: fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)  # unlike flock, not inherited by workers, which may live longer
+    elif msvcrt:
+        os.lseek(f.fileno(), 2**20, os.SEEK_SET)  # what is locked nobody else can read on Windows: not the name in the file
+        msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+
+def _take(path):
+    'The lock file at `path`, open and kept for this process; a `CifarFastError` if another one has it'
+    while True:
+        f = open(path, 'a+')
+        try: _lock_it(f)
+        except (BlockingIOError,PermissionError):
+            f.seek(0)
+            with f: who = f.read() or 'another process'
+            raise CifarFastError(f'{path.parent} is in use by {who}: wait for it, or stop it first') from None
+        except OSError: pass  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(f.fileno()), os.stat(path)): return f
+        f.close()  # who had it removed it in between
+
 # %% ../nbs/11_runs.ipynb #51a76086
 @contextmanager
 def hold(
@@ -116,22 +140,20 @@ def hold(
     try:
         made = [o for o in (path,*path.parents) if not o.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        f = open(path/_lock, 'a+')
+        f = _take(path/_lock)
     except OSError as e: raise CifarFastError(f'cannot write in {path}: {e.strerror}: choose another folder') from e
-    with f:
-        try: fcntl and fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)  # unlike flock, not inherited by workers, which may live longer
-        except (BlockingIOError,PermissionError):
-            f.seek(0)
-            raise CifarFastError(f'{path} is in use by {f.read() or "another process"}: wait for it, or stop it first') from None
-        except OSError: pass  # a file system without locks
-        f.truncate(0)
-        print(f'process {os.getpid()} on {platform.node()}', end='', file=f, flush=True)
-        for o in left_over(path): o.unlink()
-        try: yield
-        finally:
-            (path/_lock).unlink(missing_ok=True)
-            with suppress(OSError):  # it holds something, as it should
-                for o in made: o.rmdir()
+    try:
+        with f:
+            f.truncate(0)
+            print(f'process {os.getpid()} on {platform.node()}', end='', file=f, flush=True)
+            for o in left_over(path): o.unlink()
+            try: yield
+            finally:
+                with suppress(OSError): (path/_lock).unlink()  # not on Windows, where it is open; elsewhere while it is kept
+    finally:
+        with suppress(OSError):
+            if not fcntl: (path/_lock).unlink()
+            for o in made: o.rmdir()  # unless it holds something, as it should
 
 # %% ../nbs/11_runs.ipynb #daf33fb9
 _Accuracy = Annotated[float,Field(ge=0, le=1)]
@@ -290,13 +312,15 @@ def experiment(
 def find_runs(
     paths:list # Folders of runs, or of several seeds, or folders that hold such folders
 )->L: # Finished runs
-    'The runs at `paths`'
-    found = {}
+    'The runs at `paths`; of a folder that holds several, those that are finished, and a line that names the others'
+    found,left = {},{}
     for p in map(Path, L(paths)):
         several = [*p.glob('*/config.json'), *p.glob('*/seed*/config.json')] if p.is_dir() and not (p/'config.json').exists() else []
-        inner = sorted(o.parent for o in several)
-        for o in inner or [p]: found.setdefault(o.resolve(), Run(o))  # one that is named twice counts once
-    for r in found.values(): run_results(r)
+        for run in map(Run, sorted(o.parent for o in several) or [p]):
+            res = left if several and not run.finished else found
+            res.setdefault(run.path.resolve(), run)  # one that is named twice counts once
+    for r in (found or left).values(): run_results(r)
+    if left: print(f"left out, as not finished: {', '.join(str(r.path) for r in left.values())}")
     return L(found.values())
 
 # %% ../nbs/11_runs.ipynb #16d1c57f
@@ -351,6 +375,13 @@ def random_states()->dict: # Containers, numbers and tensors; `set_random_states
     kind,keys,*rest = states['numpy_state']
     return dict(states, numpy_state=(kind, keys.tolist(), *rest))
 
+# %% ../nbs/11_runs.ipynb #e3a7d5c2
+def _followed(run):
+    'What of config.json decides the weights, but for the data, as text'
+    recipe = {k: v for k,v in run.config.get('recipe', {}).items() if k not in ('name','about','notes','data','labels')}
+    how = [run.config.get(k) for k in ('seed','precision','valid_pct','pipeline','num_workers')]
+    return json.dumps([recipe,how,run.config.get('data', {}).get('fingerprint')], sort_keys=True)
+
 # %% ../nbs/11_runs.ipynb #05e7be08
 class Checkpoint(Callback):
     'After each epoch, write the run folder: best weights, checkpoint, tables'
@@ -378,7 +409,8 @@ class Checkpoint(Callback):
         if self.held_out=='valid' and accs[-1]>max(accs[:-1], default=-1):
             save_weights(ema.module if ema else self.model, self.folder/'best.safetensors')  # those that were validated
         torch.save(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), epoch=self.epoch+1, n_epoch=self.n_epoch,
-                        epochs=rows, steps=steps, random=random_states(), ema=ema.state_dict() if ema else None), zipped := io.BytesIO())
+                        epochs=rows, steps=steps, random=random_states(), ema=ema.state_dict() if ema else None,
+                        follows=_followed(self.folder)), zipped := io.BytesIO())
         with atomic_write(self.folder/'checkpoint.pt') as tmp: tmp.write_bytes(zipped.getbuffer())
         self.write_tables()
 
@@ -410,6 +442,9 @@ def restore(self:Checkpoint)->int: # Epochs done; 0 if there is no checkpoint ye
     try:
         c = _read_checkpoint(path)
         _fit_state(self.model, c['model'], path)
+        if c.get('follows', now := _followed(self.folder))!=now:
+            changed = self.folder/'config.json'
+            raise CifarFastError(f'{changed} is not what it was when {path.name} was written: undo the change, or start anew')
         self.model.to(self.dls.device)  # before the optimizer's state, which goes where the parameters are
         self.learn.create_opt()
         self.opt.load_state_dict(c['opt'])
