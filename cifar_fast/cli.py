@@ -223,7 +223,7 @@ def continue_run(
     quiet:bool,  # Neither progress bars nor a row an epoch
     report:bool  # Write report.html, too?
 ):
-    'Train an interrupted run to its end, as it was; one that lacks nothing but its report gets that, and one whose data moved knows where to'
+    'Train an interrupted run to its end, as it was, on data that may have moved; one that lacks nothing but its report gets that'
     given = {k: v for k,v in given.items() if v is not None}
     other,moved = {k: v for k,v in given.items() if k not in ('device','data','labels')},given.keys()&{'data','labels'}
     if other:

@@ -91,7 +91,7 @@ class Recipe(Schedule):
     policy:str='assignment'        # Augmentation policy
     model:str='resnet9'            # Net: resnet9, resnet18, dilated_net, speed_net, torchvision/NAME or timm/NAME
     pretrained:bool=False          # Begin with the weights that torchvision or timm has for the net, and normalise as they expect it?
-    start:str|None=None            # Folder of a run whose weights to begin with (a head of other classes is new) and whose normalisation to keep
+    start:str|None=None            # Folder of a run: begin with its weights (but for a head of other classes) and its normalisation
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
     bs:Whole=512                   # Images in a batch
     mom:Fraction=.9                # Momentum

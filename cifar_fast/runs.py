@@ -284,7 +284,7 @@ def experiment(
 )->str: # The same for runs that are repetitions of one another
     'What makes two runs repetitions of one another: all but the seed'
     c = run.config
-    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes','data','labels')}  # where data lie may change, what they are their fingerprint says
+    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes','data','labels')}  # the data may move; see the fingerprint
     return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct']], sort_keys=True)
 
 # %% ../nbs/11_runs.ipynb #53e4bf66
@@ -303,7 +303,7 @@ def find_runs(
 # %% ../nbs/11_runs.ipynb #16d1c57f
 def mean_sd(
     runs:list # The results of each, as results.json has them
-)->dict: # `n`; `mean` and `sd` (n-1; None of one run) of the test accuracy; the same of others, as `valid_mean`, `tta_mean`, `balanced_mean`, `seconds_mean`
+)->dict: # `n`; `mean` and `sd` (n-1; None of one run) of the test accuracy; the same of others: `valid_mean`, `balanced_mean`, …
     'What several runs come to'
     res,names = dict(n=len(runs)),dict(test_accuracy='', train_seconds='seconds_')
     more = dict(valid_accuracy='valid_', tta_accuracy='tta_', balanced_accuracy='balanced_')

@@ -59,7 +59,8 @@ def load_start(
     was = run.config['data']['classes']
     if was!=vocab: print(f'a new head for {len(vocab)} classes: those of {run.path} were others')
     try: load_weights(model, run/'model.safetensors', head_name(model) if was!=vocab else None)
-    except CifarFastError as e: raise CifarFastError(f'{e}. The net has to be that of the run: --recipe {run.path}, or its model and model_args') from e
+    except CifarFastError as e:
+        raise CifarFastError(f'{e}. The net has to be that of the run: --recipe {run.path}, or its model and model_args') from e
 
 # %% ../nbs/19_train.ipynb #6f4f8446
 def recipe_learner(
