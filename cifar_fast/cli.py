@@ -59,7 +59,7 @@ class ScriptParser(ArgumentParser):
             if k in leave: pass
             elif o.kind==o.VAR_KEYWORD:
                 self.add_parameters(Recipe, ('name','about','notes',*inspect.signature(f).parameters))
-                self.add_parameters(recipe_learner, ('recipe','images','weights'))
+                self.add_parameters(recipe_learner, ('recipe','images','weights','stats'))
             elif o.annotation=='str | None' and o.default is o.empty: self.add_argument(k, nargs='?', default=None, **how)
             elif o.default is o.empty: self.add_argument(k, nargs=several, **how)
             elif o.annotation=='bool' and f is not Recipe:
@@ -170,6 +170,7 @@ def print_seeds(
     'One row a seed, then mean ± standard deviation'
     rows = [(f'seed {i}', f"{r['test_accuracy']:.2%}") for i,r in enumerate(results['runs'])]
     rows.append(('accuracy', f"{results['mean']:.2%} ± {results['sd']:.2%}"))
+    if 'balanced_mean' in results: rows.append(('balanced accuracy', f"{results['balanced_mean']:.2%} ± {results['balanced_sd']:.2%}"))
     if 'tta_mean' in results: rows.append(('with test-time augmentation', f"{results['tta_mean']:.2%} ± {results['tta_sd']:.2%}"))
     rows.append(('training time', f"{results['seconds_mean']:.1f} ± {results['seconds_sd']:.1f} s"))
     print_table([*rows, ('runs in', out)])
@@ -220,16 +221,21 @@ _about_pipelines = dict(device='pipeline device: the images lie on the device an
 
 def continue_run(
     path:str,    # The folder of an interrupted run
-    given:dict,  # What was asked for besides; only a device may be
+    given:dict,  # What was asked for besides; only a device may be, and where the data are now
     quiet:bool,  # Neither progress bars nor a row an epoch
     report:bool  # Write report.html, too?
 ):
-    'Train an interrupted run to its end, as it was; one that lacks nothing but its report gets that'
-    other = [k for k,v in given.items() if v is not None and k!='device']
-    if other: raise CifarFastError(f'--resume continues a run as it was: leave out what sets its {", ".join(other)}')
+    'Train an interrupted run to its end, as it was, on data that may have moved; one that lacks nothing but its report gets that'
+    given = {k: v for k,v in given.items() if v is not None}
+    other,moved = {k: v for k,v in given.items() if k not in ('device','data','labels')},given.keys()&{'data','labels'}
+    if other:
+        words = shlex.join(['cifar_fast_train','--start',str(path),*(str(o) for k,v in other.items() if k!='start' for o in (f'--{k}',v))])
+        raise CifarFastError(f'--resume continues a run as it was, by the schedule that was laid out to its end: leave out what sets its '
+                             f'{", ".join(other)}, or begin another training with its weights: {words}')
     with going_on(path):
-        lacks_report = report and Run(path).finished and not (Path(path)/'report.html').exists()
-        if not lacks_report: resume_run(path, quiet, given.get('device'))
+        if moved: move_run(Run(path), given.get('data'), given.get('labels'))
+        complete = Run(path).finished and (moved or report and not (Path(path)/'report.html').exists())
+        if not complete: resume_run(path, quiet, given.get('device'))
         print_run(Run(path), report)
 
 # %% ../nbs/24_cli.ipynb #7ec82682
@@ -238,7 +244,7 @@ def cifar_fast_train(
     out:str=None,        # New folder for the run (default: runs/RECIPE-DATE-TIME)
     seeds:int=None,      # Train this many runs, with seeds 0, 1, 2, …
     sweep:str=None,      # Try all combinations, such as 'lr=.1,.2 bs=256,512'; choose by --valid_pct
-    resume:str=None,     # Folder of an interrupted run to continue as it was
+    resume:str=None,     # Folder of an interrupted run to continue as it was; --data says where its data are now
     quiet:bool=False,    # No progress bars, no row an epoch
     report:bool=True,    # Write report.html; --no_report leaves it out
     list:bool=False,     # Show the recipes and leave
@@ -250,7 +256,7 @@ def cifar_fast_train(
         raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
     if resume is not None: return continue_run(resume, given, quiet, report)
-    recipe = ifnone(recipe, 'assignment')
+    recipe = ifnone(recipe, ifnone(values.get('start'), 'assignment'))
     out = ifnone(out, f'runs/{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
     base,grid = get_recipe(recipe),None if sweep is None else read_grid(sweep, changes)

@@ -261,9 +261,11 @@ class ImageItems(Datasets): 'fastai `Datasets` over `(array, class number)` pair
 # %% ../nbs/04_device.ipynb #01e60b2c
 class ArrayDL(TfmdDL):
     'Base of loaders of image arrays'
+    weights = None  # how often each image is drawn, in proportion; None: each once
     def get_idxs(self):
         'The order of the images, which it remembers'
-        self.idxs = super().get_idxs()
+        drawn = self.shuffle and self.weights is not None
+        self.idxs = torch.multinomial(self.weights, self.n, replacement=True).tolist() if drawn else super().get_idxs()
         return self.idxs
 
     def to_detach(self,
@@ -315,7 +317,8 @@ class DeviceDL(ArrayDL):
 @patch
 def get_idxs(self:DeviceDL):
     'The order of the next pass'
-    self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+    if self.shuffle and self.weights is not None: self.idxs = torch.multinomial(self.weights, self.n, replacement=True)
+    else: self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
     return self.idxs
 
 @patch

@@ -94,7 +94,8 @@ def cifar_dls(
     val_bs:int=None,             # Images in a batch that is not trained on; None: `bs`
     device:str|torch.device=None,# Where the batches go; None: fastai's default device
     pipeline:str='item',         # Augment single items ('item') or whole batches on the device ('device')
-    stats:tuple=None             # Mean and standard deviation of each channel to normalise with, 0…1; None: those of the training images
+    stats:tuple=None,            # Mean and standard deviation of each channel to normalise with, 0…1; None: those of the training images
+    balance:bool=False           # Draw each class as often as the others, its images more than once in a pass if they are few?
 )->DataLoaders: # Training; validation, if any; test
     '`DataLoaders` of a data set, augmented by `policy` and normalised'
     dl_type = choose(pipeline, pipelines, 'pipeline')
@@ -111,8 +112,11 @@ def cifar_dls(
     ds = ImageItems(items, tfms, splits=[o.tolist() for o in splits])
     args = policy,h,tuple(round(255*m) for m in mean)
     item_tfms,batch_tfms = ([AlbumentationsTransform(get_policy(*args))],[]) if pipeline=='item' else ([],batch_policy(*args))
-    return ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=num_workers, device=device or default_device(),
-                          after_item=item_tfms, after_batch=[*batch_tfms, IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
+    dls = ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=num_workers, device=device or default_device(),
+                         after_item=item_tfms, after_batch=[*batch_tfms, IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])
+    y = ims.train_y[splits[0]]
+    if balance: dls.train.weights = torch.tensor(1/np.bincount(y)[y])
+    return dls
 
 # %% ../nbs/05_loaders.ipynb #926b70f8
 def image_batch(

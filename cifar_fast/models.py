@@ -13,8 +13,8 @@ from torchvision import models as zoo
 from .core import *
 
 # %% auto #0
-__all__ = ['nets', 'Residual', 'Scale', 'resnet9', 'resnet18', 'dilated_net', 'whiten_', 'speed_net', 'weight_stats', 'body_head',
-           'check_model', 'get_model']
+__all__ = ['nets', 'Residual', 'Scale', 'resnet9', 'resnet18', 'dilated_net', 'whiten_', 'speed_net', 'head_name', 'weight_stats',
+           'body_head', 'check_model', 'get_model']
 
 # %% ../nbs/06_models.ipynb #2217e8db
 def _seq(**layers):
@@ -180,7 +180,9 @@ def _library(name):
     return partial(_borrowed, lib, net)
 
 # %% ../nbs/06_models.ipynb #cc168696
-def _head(model):
+def head_name(
+    model:nn.Module # A classifier
+)->str:
     'The name of the last layer with weights, whose outputs are the classes'
     return [k for k,m in model.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d))][-1]
 
@@ -189,7 +191,7 @@ def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     if lib=='timm': return _timm().create_model(name, pretrained=pretrained, num_classes=n_classes, **kwargs)
     net = zoo.get_model(name, num_classes=n_classes, **kwargs)
     if not pretrained: return net
-    head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{_head(net)}.')}
+    head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')}
     net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True), **head})
     return net
 
@@ -205,10 +207,10 @@ def weight_stats(
 # %% ../nbs/06_models.ipynb #7cef3da5
 def body_head(
     model:nn.Module # A classifier whose last layer with weights gives the logits
-)->list: # The parameters of the body, and those of the head
+)->list: # The parameters of the body, and those of the head, without those that are not to be trained
     'A splitter for a fastai `Learner`'
-    head = _head(model)
-    names = dict(model.named_parameters())
+    head = head_name(model)
+    names = {k: p for k,p in model.named_parameters() if p.requires_grad}
     return [[p for k,p in names.items() if k.startswith(f'{head}.')==is_head] for is_head in (False,True)]
 
 # %% ../nbs/06_models.ipynb #4436c645

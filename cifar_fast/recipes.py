@@ -87,9 +87,11 @@ class Recipe(Schedule):
     test:Part|None=None            # Fraction of every class to keep apart as test set where there is none; None: .2
     labels:str|None=None           # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
     skip_broken:bool=False         # Go on without the images that cannot be read?
+    balance:bool=False             # Draw each class as often as the others, where they are uneven?
     policy:str='assignment'        # Augmentation policy
     model:str='resnet9'            # Net: resnet9, resnet18, dilated_net, speed_net, torchvision/NAME or timm/NAME
     pretrained:bool=False          # Begin with the weights that torchvision or timm has for the net, and normalise as they expect it?
+    start:str|None=None            # Folder of a run: begin with its weights (but for a head of other classes) and its normalisation
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
     bs:Whole=512                   # Images in a batch
     mom:Fraction=.9                # Momentum
@@ -120,6 +122,7 @@ def check(self:Recipe):
     self.scheds()
     check_model(self.model, **self.model_args)
     check_value('/' in self.model or not self.pretrained, 'pretrained', self.pretrained, 'it with a model torchvision/NAME or timm/NAME')
+    check_value(not (self.pretrained and self.start), 'start', self.start, 'one of it and pretrained: a net begins with one set of weights')
     choose(self.policy, policies, 'policy')
     choose(self.opt, optimizers, 'optimizer')
     own = 'self params lr mom momentum wd weight_decay nesterov kwargs'.split()

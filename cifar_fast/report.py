@@ -256,11 +256,13 @@ def _comparison(rows):
     def acc(r, kind=''):
         if f'{kind}mean' not in r: return ''
         return f"{r[f'{kind}mean']:.2%}" + (f" ± {r[f'{kind}sd']:.2%}" if r[f'{kind}sd'] is not None else '')
-    split,values = any('valid_mean' in r for r in rows),_differing(rows)
-    cells = [[r['recipe'],r['data'],acc(r),*[acc(r, 'valid_')]*split,r['n'],r['epochs'],f"{r['seconds_mean']:,.0f} s",*vs.values()]
+    kinds = {'balanced_': 'balanced accuracy', 'valid_': 'validation accuracy'}
+    kinds = {k: v for k,v in kinds.items() if any(f'{k}mean' in r for r in rows)}
+    values = _differing(rows)
+    cells = [[r['recipe'],r['data'],acc(r),*[acc(r, k) for k in kinds],r['n'],r['epochs'],f"{r['seconds_mean']:,.0f} s",*vs.values()]
              for r,vs in zip(rows, values)]
-    head = ['recipe','data','test accuracy, last epoch',*['validation accuracy']*split,'runs','epochs','training time',*values[0]]
-    return _table(cells, head, numbers=range(2, 6+split))
+    head = ['recipe','data','test accuracy, last epoch',*kinds.values(),'runs','epochs','training time',*values[0]]
+    return _table(cells, head, numbers=range(2, 6+len(kinds)))
 
 # %% ../nbs/20_report.ipynb #dea6edc8
 def differences(

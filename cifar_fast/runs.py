@@ -81,10 +81,15 @@ def _fit_state(model, state, path):
 # %% ../nbs/11_runs.ipynb #b7559123
 def load_weights(
     model:nn.Module, # The model that they were saved from, or one like it
-    path:str|Path    # What `save_weights` wrote
+    path:str|Path,   # What `save_weights` wrote
+    but:str=None     # A layer that keeps the weights it has, and may be of another size
 )->nn.Module: # `model`
     'Read weights into `model`; a `CifarFastError` if they are not there, are damaged, or belong to another model'
-    _fit_state(model, load_tensors(path, 'weights'), path)
+    state = load_tensors(path, 'weights')
+    if but:
+        own = {k: v for k,v in model.state_dict().items() if k.startswith(f'{but}.')}
+        state = {**{k: v for k,v in state.items() if not k.startswith(f'{but}.')}, **own}
+    _fit_state(model, state, path)
     return model
 
 # %% ../nbs/11_runs.ipynb #91d0fd20
@@ -190,6 +195,7 @@ class RunResults(TypedDict, total=False):
     'What results.json says'
     test_accuracy:_Accuracy
     tta_accuracy:_Accuracy
+    balanced_accuracy:_Accuracy
     test_loss:float
     valid_accuracy:_Accuracy
     best_valid_accuracy:_Accuracy
@@ -276,6 +282,7 @@ def run_results(
 
 # %% ../nbs/11_runs.ipynb #80ea33c5
 result_labels = dict(test_accuracy=('test accuracy, last epoch','{:.2%}'), tta_accuracy=('the same with test-time augmentation','{:.2%}'),
+              balanced_accuracy=('balanced accuracy, the mean over the classes','{:.2%}'),
               test_loss=('test loss, last epoch','{:.4f}'), valid_accuracy=('validation accuracy, last epoch','{:.2%}'),
               best_valid_accuracy=('validation accuracy, best epoch','{:.2%}'), best_epoch=('best epoch, by validation','{}'),
               best_test_accuracy=('test accuracy of that epoch','{:.2%}'), epochs=('epochs','{}'),
@@ -305,7 +312,7 @@ def experiment(
 )->str: # The same for runs that are repetitions of one another
     'What makes two runs repetitions of one another: all but the seed'
     c = run.config
-    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes')}
+    values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes','data','labels')}  # the data may move; see the fingerprint
     return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct']], sort_keys=True)
 
 # %% ../nbs/11_runs.ipynb #53e4bf66
@@ -326,10 +333,11 @@ def find_runs(
 # %% ../nbs/11_runs.ipynb #16d1c57f
 def mean_sd(
     runs:list # The results of each, as results.json has them
-)->dict: # `n`; `mean` and `sd` (n-1; None of one run) of the test accuracy; the same of others, as `valid_mean`, `tta_mean`, `seconds_mean`
+)->dict: # `n`; `mean` and `sd` (n-1; None of one run) of the test accuracy; the same of others: `valid_mean`, `balanced_mean`, …
     'What several runs come to'
     res,names = dict(n=len(runs)),dict(test_accuracy='', train_seconds='seconds_')
-    names |= {k: v for k,v in dict(valid_accuracy='valid_', tta_accuracy='tta_').items() if all(k in r for r in runs)}
+    more = dict(valid_accuracy='valid_', tta_accuracy='tta_', balanced_accuracy='balanced_')
+    names |= {k: v for k,v in more.items() if all(k in r for r in runs)}
     for k,short in names.items():
         xs = [r[k] for r in runs]
         res.update({f'{short}mean': statistics.mean(xs), f'{short}sd': statistics.stdev(xs) if len(xs)>1 else None})

@@ -12,7 +12,7 @@ from . import __version__
 from .core import *
 from .data import ImageArrays,load_images
 from .loaders import cifar_dls,image_batch,pipelines
-from .models import body_head,get_model,weight_stats,whiten_
+from .models import body_head,get_model,head_name,weight_stats,whiten_
 from .learner import L1Penalty,cifar_learner
 from .tricks import *
 from .runs import *
@@ -21,17 +21,18 @@ from .interpret import *
 from .recipes import *
 
 # %% auto #0
-__all__ = ['train_args', 'whiten_model', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config', 'run_recipe', 'run_model',
-           'run_images', 'run_learner', 'run_predictions', 'how_exactly', 'TrimMemory', 'batch_that_fits',
-           'train_recipe', 'resume_run', 'check_same', 'train_seeds', 'sweep_recipes', 'train_sweep']
+__all__ = ['train_args', 'whiten_model', 'start_stats', 'load_start', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config',
+           'run_recipe', 'run_model', 'run_images', 'run_learner', 'run_predictions', 'how_exactly', 'TrimMemory',
+           'batch_that_fits', 'train_recipe', 'resume_run', 'move_run', 'check_same', 'train_seeds', 'sweep_recipes',
+           'train_sweep']
 
 # %% ../nbs/19_train.ipynb #650383c5
 def train_args(
-    **kwargs # Arguments of `recipe_learner` but the recipe, the images, the device and the weights
+    **kwargs # Arguments of `recipe_learner` but the recipe, the images, the device, the weights and their statistics
 )->dict: # All of them, by name
     'How a recipe is trained: what is not in `kwargs` is as `recipe_learner` has it'
     params = inspect.signature(recipe_learner).parameters.items()
-    how = {k: p.default for k,p in params if k not in ('recipe','images','device','weights')}
+    how = {k: p.default for k,p in params if k not in ('recipe','images','device','weights','stats')}
     for k in kwargs: choose(k, list(how), 'argument')
     how.update(kwargs)
     for k,there in dict(precision=precisions, pipeline=pipelines).items(): choose(how[k], there, k)
@@ -50,6 +51,29 @@ def whiten_model(
     items = dls.train.dataset.tls[0].items
     whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
 
+# %% ../nbs/19_train.ipynb #43bb871b
+def start_stats(
+    recipe:Recipe # What is to be trained
+)->tuple: # Mean and standard deviation of each channel, 0…1; None: those of the training images
+    'The normalisation that the weights which `recipe` begins with were learned with'
+    if recipe.start: return tuple(Run(recipe.start).config['data'][k] for k in ('mean','std'))
+    return weight_stats(recipe.model) if recipe.pretrained else None
+
+# %% ../nbs/19_train.ipynb #026659e0
+def load_start(
+    model:nn.Module,  # Of the kind that the run trained
+    start:str|Path,   # The folder of a finished run
+    vocab:list        # The names of the classes
+):
+    "Give `model` the weights of the run `start`; its head only if the classes are the run's"
+    run = Run(start)
+    run_results(run)  # which a finished one has
+    was = run.config['data']['classes']
+    if was!=vocab: print(f'a new head for {len(vocab)} classes: those of {run.path} were others')
+    try: load_weights(model, run/'model.safetensors', head_name(model) if was!=vocab else None)
+    except CifarFastError as e:
+        raise CifarFastError(f'{e}. The net has to be that of the run: --recipe {run.path}, or its model and model_args') from e
+
 # %% ../nbs/19_train.ipynb #6f4f8446
 def recipe_learner(
     recipe:Recipe,         # What to train
@@ -63,7 +87,8 @@ def recipe_learner(
     graph:bool=False,      # Train with each step as one CUDA graph?
     deterministic:bool=False, # On a GPU, let a seed repeat to the bit, which takes longer? On a CPU it does anyway
     device:str|torch.device=None, # Where to train; None: fastai's default device
-    weights:bool=True      # With pretrained weights, where the recipe asks for them? Not if those of a run take their place
+    weights:bool=True,     # With the weights that the recipe begins with, where it names some? Not if those of a run take their place
+    stats:tuple=None       # Mean and standard deviation of each channel to normalise with; None: what the recipe says
 )->Learner: # Untrained; its validation set is the split, or the test set where there is none
     'The learner that `recipe` describes'
     train_args(seed=seed, precision=precision, num_workers=num_workers, valid_pct=valid_pct, pipeline=pipeline, compile=compile,
@@ -74,12 +99,13 @@ def recipe_learner(
     most = 4*r.bs if device.type=='cuda' else r.bs  # no gradients: there is room for more
     val_bs = max(r.bs, min(most, 2000*32**2//images.train_x[0,...,0].size))
     dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline,
-                    stats=weight_stats(r.model) if r.pretrained else None)
+                    stats=stats or start_stats(r), balance=r.balance)
     model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
     whiten_model(model, dls)
+    if r.start and weights: load_start(model, r.start, images.vocab)
     return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
                          compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed),
-                         splitter=body_head if '/' in r.model else trainable_params)
+                         splitter=body_head if '/' in r.model or r.start else trainable_params)
 
 # %% ../nbs/19_train.ipynb #aa0cd533
 def recipe_opt(
@@ -149,10 +175,14 @@ def run_model(
 
 # %% ../nbs/19_train.ipynb #d0fd0d7a
 def run_images(
-    run:Run # A run
+    run:Run,            # A run
+    recipe:Recipe=None  # Its recipe, with another place for its data; None: they are where they were
 )->ImageArrays:
     'The data that `run` was trained on; a `CifarFastError` if they have changed since'
-    recipe,was = run_recipe(run),run.config['data']['fingerprint']
+    recipe,was = recipe or run_recipe(run),run.config['data']['fingerprint']
+    if Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
+        raise CifarFastError(f'{recipe.data}, the data of {run.path}, are not there any more: if they have moved, '
+                             f'cifar_fast_train --resume {run.path} --data NEW/PLACE')
     images = recipe.images()
     if images.fingerprint!=was:
         raise CifarFastError(f'{recipe.data} is not what it was when {run.path} began (fingerprint {images.fingerprint}, was {was})')
@@ -168,7 +198,8 @@ def run_learner(
     'The learner of `run`'
     recipe,how = run_recipe(run),{k: run.config[k] for k in train_args()}
     weights = not trained and not (run/'checkpoint.pt').exists()
-    learn = recipe_learner(recipe, images or run_images(run), device=device, weights=weights, **how)
+    stats = tuple(run.config['data'][k] for k in ('mean','std')) if recipe.start else None  # the run that it began from may be gone
+    learn = recipe_learner(recipe, images or run_images(run), device=device, weights=weights, stats=stats, **how)
     if trained: load_weights(learn.model, run/'model.safetensors')
     return learn
 
@@ -241,6 +272,7 @@ def finish_run(self:Learner,
     try:
         if images.test_mask is not None: more['cam_localization'] = cam_localization(self, images)
     except CifarFastError as e: print(f'no localization: {e}')  # of a net that has no map
+    if any(len({*np.bincount(y)})>1 for y in (images.train_y,images.test_y)): more['balanced_accuracy'] = preds.balanced_accuracy
     if run_recipe(run).tta:
         start = time.perf_counter()
         with self.no_bar(): more['tta_accuracy'] = float(accuracy(*self.get_preds(test, cbs=FlipShiftTTA(), act=noop)))
@@ -288,8 +320,8 @@ def train_run(self:Learner,
 # %% ../nbs/19_train.ipynb #e77bcdad
 @patch
 def located(self:Recipe):
-    'With the whole paths to its data, so that a run can be resumed from anywhere'
-    return self.replace(**{k: str(Path(v).resolve()) for k in ('data','labels') if (v := getattr(self, k)) and Path(v).exists()})
+    'With whole paths, so that a run can be resumed from anywhere'
+    return self.replace(**{k: str(Path(v).resolve()) for k in ('data','labels','start') if (v := getattr(self, k)) and Path(v).exists()})
 
 # %% ../nbs/19_train.ipynb #b0c1d70a
 @patch
@@ -314,7 +346,7 @@ def ready(self:Recipe,
     return r,how,images
 
 # %% ../nbs/19_train.ipynb #0782d0ca
-@delegates(recipe_learner, but='weights')
+@delegates(recipe_learner, but=['weights','stats'])
 def train_recipe(
     recipe:Recipe,         # What to train
     out:str|Path,          # A new folder for the run
@@ -351,14 +383,30 @@ def resume_run(
         if not (quiet or said.startswith('On the same')): print(said)
         return run_learner(run, images, trained=False, device=device).train_run(run, images, quiet)
 
+# %% ../nbs/19_train.ipynb #43623792
+def move_run(
+    run:Run,              # A run, finished or not
+    data:str|Path,        # Where its data are now
+    labels:str|Path=None  # Where its table of labels is now; None: where it was
+)->Run: # The same, with the new place in its config.json
+    'Tell `run` where its data are now; a `CifarFastError` if what lies there is something else'
+    recipe = run_recipe(run).replace(data=data and str(data), labels=labels and str(labels)).located()
+    run_images(run, recipe)
+    with hold(run.path), atomic_write(run/'config.json') as tmp:
+        tmp.write_text(json.dumps(dict(run.config, recipe=dataclasses.asdict(recipe)), indent=1))
+    return Run(run.path)
+
 # %% ../nbs/19_train.ipynb #2dd162e9
 def check_same(
     run:Run,       # A run
     recipe:Recipe, # What it should follow
-    how:dict       # How; see `train_args`
+    how:dict,      # How; see `train_args`
+    images:ImageArrays=None # The data; None: they have to lie where those of `run` do
 ):
     'Raise a `CifarFastError` if `run` is of another recipe, or was trained in another way'
-    other = [k for k,v in how.items() if run.config.get(k)!=v] + ['recipe']*(run_recipe(run)!=recipe)
+    was,moved = run_recipe(run),images is not None and run.config['data']['fingerprint']==images.fingerprint
+    if moved: was = dataclasses.replace(was, data=recipe.data, labels=recipe.labels)
+    other = [k for k,v in how.items() if run.config.get(k)!=v] + ['recipe']*(was!=recipe)
     if other: raise CifarFastError(f'{run.path} holds a run with another {" and ".join(other)}: choose another folder with --out')
 
 # %% ../nbs/19_train.ipynb #1f3a9620
@@ -370,14 +418,15 @@ def _seed_runs(recipe, out, n, quiet, device, how):
     def todo(i):
         path = out/f'seed{i}'
         if not (path/'config.json').exists(): return partial(train_recipe, recipe, check_free(path), quiet, device, **dict(how, seed=i))
-        check_same(run := Run(path), recipe, dict(same, seed=i))
+        check_same(run := Run(path), recipe, dict(same, seed=i), images)
+        if run_recipe(run)!=recipe: run = move_run(run, recipe.data, recipe.labels)
         return partial(run_results, run) if run.finished else partial(resume_run, path, quiet, device)
     runs = [todo(i) for i in range(n)]
     if not out.exists(): recipe_learner(recipe, images, device=device, **how)
     return runs
 
 # %% ../nbs/19_train.ipynb #a6a94beb
-@delegates(recipe_learner, but=['seed','weights'])
+@delegates(recipe_learner, but=['seed','weights','stats'])
 def train_seeds(
     recipe:Recipe,         # What to train
     out:str|Path,          # Folder for the runs: seed0, seed1, …

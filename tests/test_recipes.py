@@ -37,8 +37,9 @@ def test_l1_shrinks_weights(folder, tmp_path):
         first[l1] = rows(tmp_path/str(l1)/'steps.csv')[0]['loss']
     assert total[.05]<total[0.] and first[.05]==first[0.]
 
-changed = dict(name='mine', about='another', data='shapes10', size=24, test=.3, labels='labels.csv', skip_broken=True, policy='none',
-               model='dilated_net', pretrained=True, model_args=dict(dropout=.1), epochs=7, bs=3,
+changed = dict(name='mine', about='another', data='shapes10', size=24, test=.3, labels='labels.csv', skip_broken=True,
+               balance=True, policy='none',
+               model='dilated_net', pretrained=True, start='runs/first', model_args=dict(dropout=.1), epochs=7, bs=3,
                schedule='step_decay', lr=.3, lr_min=.01, lr_end=.02,
                peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
                moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, opt='muon', opt_args=dict(bias_lr=2.5),
