@@ -117,7 +117,8 @@ def _plan(names, where, how):
     if how['table'] is not None:
         items,notes = label_items(names, read_labels(how['table'], how['labels']), how['labels'], how['skip_broken'])
         return items,notes,[n for *_,n in items],None
-    batches,pics = find_batches(names, how['labels']=='coarse'),{data_root(n) for n in names if is_picture(n)}-{None}
+    splits = split_folders(names)
+    batches,pics = find_batches(names, how['labels']=='coarse'),{data_root(n, splits) for n in names if is_picture(n)}-{None}
     check_value(batches or how['labels']!='coarse', 'labels', how['labels'], f'a table: {where} is not CIFAR-100')
     root = one_root(pics|batches.keys(), where) if pics or batches else None
     if batches and root not in pics:
@@ -227,7 +228,7 @@ def _remembered(entry, name):
     except Exception: return
 
 # %% ../nbs/02_data.ipynb #36fab780
-_version = 4 # of the cache's format and of everything that decides a pixel
+_version = 5 # of the cache's format and of everything that decides a pixel
 
 _say = cache(print)  # each line once, however often the data are loaded
 

@@ -4,14 +4,14 @@
 
 # %% ../nbs/01b_folders.ipynb #a0c1d412
 from __future__ import annotations
-import csv,io,os
+import csv,io,os,re
 import numpy as np
 from fastcore.all import *
 from .core import *
 from .pictures import *
 
 # %% auto #0
-__all__ = ['data_root', 'one_root', 'find_items', 'read_labels', 'label_items', 'split_valid', 'settle_items']
+__all__ = ['split_folders', 'data_root', 'one_root', 'find_items', 'read_labels', 'label_items', 'split_valid', 'settle_items']
 
 # %% ../nbs/01b_folders.ipynb #a0c1d2f5
 _split_words = dict(train='train', training='train', val='valid', valid='valid', validation='valid',
@@ -19,12 +19,31 @@ _split_words = dict(train='train', training='train', val='valid', valid='valid',
 
 def _split_of(o): return _split_words.get(o.lower())
 
+def split_folders(
+    names:list # Of all files
+)->dict: # Of folders, as tuples of names: 'train', 'valid' or 'test'
+    'Which folders hold a split: those called so, and those such as seg_train beside seg_test'
+    kids,found = {},{}
+    for d in {tuple(n.split('/')[:-1]) for n in names}:
+        for i,o in enumerate(d): kids.setdefault(d[:i], set()).add(o)
+    for above,inner in kids.items():
+        forms = {}  # the rest of a name, without its number, and the names by split
+        for o in inner:
+            for w in [o] if _split_of(o) else re.findall(r'[^\W\d_]+', o):
+                rest = None if w==o else re.sub(r'\d+', '', o.lower().replace(w.lower(), '', 1))
+                if _split_of(w): forms.setdefault(rest, {})[(*above,o)] = _split_of(w)
+        for rest,same in forms.items(): found |= same if rest is None or {'train'}<{*same.values()} else {}
+    return found
+
+# %% ../nbs/01b_folders.ipynb #6fa78b7f
 def data_root(
-    name:str # Of a file
+    name:str,        # Of a file
+    splits:dict=None # What `split_folders` gave; None: by the name alone
 )->tuple: # Names of folders; None: it lies in no train/<class>/
     'The folder of the data set that a training picture belongs to: what stands before train/<class>/'
     parts = tuple(name.split('/'))
-    i = first(i for i,o in enumerate(parts[:-2]) if _split_of(o)=='train')
+    splits = split_folders([name]) if splits is None else splits
+    i = first(i for i in range(len(parts)-2) if splits.get(parts[:i+1])=='train')
     return None if i is None else parts[:i]
 
 # %% ../nbs/01b_folders.ipynb #a0c1d2f8
@@ -38,16 +57,25 @@ def one_root(
     raise CifarFastError(f"{where} holds several data sets: {some_names(['/'.join(o) for o in tops], 20)}. Give the path of one of them")
 
 # %% ../nbs/01b_folders.ipynb #a0c1d2fc
-def _split_items(pics, root, where):
-    'Split, class and name of the pictures in <split>/<class>/ below `root`'
+def _split_items(pics, root, where, splits):
+    'Split, class and name of the pictures in <split>/<class>/ below `root`, and the depth of the class'
     items,k,dirs = [],len(root),{}
     for n in pics:
-        p = n.split('/')
-        if len(p)<k+3 or tuple(p[:k])!=root or not (s := _split_of(p[k])): continue
+        p = tuple(n.split('/'))
+        if len(p)<k+3 or p[:k]!=root or not (s := splits.get(p[:k+1])): continue
         twin = dirs.setdefault(s, p[k])
         if twin!=p[k]: raise CifarFastError(f'{where} has two folders for one split, {twin} and {p[k]}: take one out')
-        items.append((s,p[k+1],n))
-    return items
+        items.append((s,p,n))
+    k += all(p[k+1]==p[k] and len(p)>k+3 for _,p,_ in items)  # an archive in a folder of its name: train/train/<class>/
+    return [(s,p[k+1],n) for s,p,n in items],k+2
+
+def _check_beside(pics, root, where, splits):
+    'Raise a `CifarFastError` where folders of pictures lie beside a lone train, which may be a class then, too'
+    k,parts = len(root),[tuple(n.split('/')) for n in pics]
+    beside = sorted({p[k] for p in parts if len(p)==k+2 and p[:k]==root and p[:k+1] not in splits})
+    if len({p[:k+1] for p in parts if p[:k+1] in splits and p[:k]==root})>1 or len(beside)<2: return
+    raise CifarFastError(f'{where}: is train a class, like {some_names(beside)} beside it, or what to train on? '
+                         'If a class, move the pictures in its folders up; else give its path')
 
 # %% ../nbs/01b_folders.ipynb #a0c1d2fb
 def _flat_root(pics):
@@ -79,16 +107,18 @@ def _flat_items(pics, root, where):
 def _left_out(names, items, depth):
     'Lines about the files in class folders that are none of `items`, and about class folders without a picture; a class is name `depth`'
     used,tops,known = {n for *_,n in items},{tuple(n.split('/')[:depth-1]) for *_,n in items},{c for _,c,_ in items}
-    odd,loose,empty = [],[],set()
+    odd,loose,beyond,empty = [],[],[],set()
     for n in sorted(names):
         p = n.rstrip('/').split('/')
-        if n in used or tuple(p[:depth-1]) not in tops: continue
-        if n[-1]=='/': empty |= {p[-1]} - known if len(p)==depth else set()
+        if n in used: pass
+        elif tuple(p[:depth-1]) not in tops: beyond += [n]*is_picture(n)
+        elif n[-1]=='/': empty |= {p[-1]} - known if len(p)==depth else set()
         elif is_picture(n): loose.append(n)
         elif len(p)>depth: odd.append(n)
     ends = ', '.join(sorted({os.path.splitext(n)[1].lower() or 'without a suffix' for n in odd}))
     return [*told(f'files that are no pictures ({printable(ends)}), left out', odd),
-            *told('pictures in no class folder, left out', loose), *told('classes without a picture, left out', sorted(empty), 20)]
+            *told('pictures in no class folder, left out', loose), *told('pictures outside the data set, left out', beyond),
+            *told('classes without a picture, left out', sorted(empty), 20)]
 
 # %% ../nbs/01b_folders.ipynb #a0c1d302
 def find_items(
@@ -102,7 +132,9 @@ def find_items(
     if held or not pics:
         raise CifarFastError(f'no data set in {where}: expected pictures in train/<class>/ and test/<class>/ (or valid, val), '
                              "or in <class>/, or CIFAR's batches" + (f'. There is a folder {held} and none called train' if held else ''))
-    if root is not None: items,depth = _split_items(pics, root, where),len(root)+2
+    if root is not None:
+        _check_beside(pics, root, where, splits := split_folders(names))
+        items,depth = _split_items(pics, root, where, splits)
     else: items,depth = _flat_items(pics, at := _flat_root(pics), where),len(at)+1
     return [(s,printable(c),n) for s,c,n in items],_left_out(names, items, depth)
 
