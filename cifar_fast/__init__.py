@@ -8,7 +8,7 @@ def main():
     import os,signal,sys
     signals = [s for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN]
     def stop(sig, frame):
-        os.write(2, b'\nstopped before anything began: give the same command again\n')
+        if os.environ.get('RANK', '0')=='0': os.write(2, b'\nstopped before anything began: give the same command again\n')
         os._exit(128+sig)
     for s in signals: signal.signal(s, stop)
     try: from .cli import main

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import inspect,os,re,shlex,signal,sys,time,warnings
 from argparse import SUPPRESS,Action,ArgumentParser
-from contextlib import contextmanager,suppress
+from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
 from functools import partial
 from multiprocessing import active_children,parent_process
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastcore.docments import docments
 from .core import *
 from .range_test import *
 from .runs import *
+from .processes import *
 from .recipes import *
 from .train import *
 from .report import *
@@ -89,7 +90,8 @@ def stop(
         for p in active_children(): p.kill()
         for o in being_written: o.unlink(missing_ok=True)
         with suppress(Exception): sys.stdout.flush()
-        with suppress(OSError): os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
+        speaks = is_first() or any(map(left_alone, getattr(_hints[-1], 'args', ())))
+        with suppress(OSError): speaks and os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
     os._exit(128+sig)
 
 # %% ../nbs/24_cli.ipynb #515e0c5f
@@ -103,14 +105,17 @@ def main()->int: # The exit code
     for f in (sys.stdout,sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
     were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
-    try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
+    try:
+        with nullcontext() if is_first() else redirect_stdout(open(os.devnull, 'w')):
+            if n_processes()>1 and name!='cifar_fast_train': raise CifarFastError('this runs in one process: start it as it is')
+            _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
     except CifarFastError as e: said = e
     except MemoryError: said = 'the memory of this machine is too small: choose smaller images (--size), batches (--bs) or another net'
     except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
     else: return 0
     finally:
         for s,f in were.items(): signal.signal(s, f or signal.SIG_DFL)
-    print(f'{name}: {harmless(said)}', file=sys.stderr)
+    if is_first() or getattr(said, 'speaks', False): print(f'{name}: {harmless(said)}', file=sys.stderr)
     return 2
 
 # %% ../nbs/24_cli.ipynb #6f030f08
@@ -228,7 +233,7 @@ def continue_run(
     with going_on(path):
         lacks_report = report and Run(path).finished and not (Path(path)/'report.html').exists()
         if not lacks_report: resume_run(path, quiet, given.get('device'))
-        print_run(Run(path), report)
+        if is_first(): print_run(Run(path), report)
 
 # %% ../nbs/24_cli.ipynb #7ec82682
 def cifar_fast_train(
@@ -253,13 +258,15 @@ def cifar_fast_train(
     changes,how = split_values(values)
     base,grid = get_recipe(recipe),None if sweep is None else read_grid(sweep, changes)
     chosen = base if grid else base.changed(**changes)
+    if n_processes()>1 and (grid or seeds is not None):
+        raise CifarFastError('several processes train one run: leave out --seeds and --sweep, or start one process')
     if (grid or seeds is not None) and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
-    with going_on(out):
+    with joined(how.get('device')), going_on(out := gathered(out)[0]):
         if grid: return print_sweep(out, train_sweep(base, grid, out, ifnone(seeds, 1), quiet, **how))
         if seeds is not None: return print_seeds(out, train_seeds(chosen, out, seeds, quiet, **how))
         train_recipe(chosen, out, quiet, **how)
-        print_run(Run(out), report)
+        if is_first(): print_run(Run(out), report)
 
 # %% ../nbs/24_cli.ipynb #b1e71cf2
 def cifar_fast_lr_find(

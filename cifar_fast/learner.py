@@ -165,7 +165,7 @@ def after_batch(self:History):
     hyper = self.opt.hypers[-1]
     self.sizes.append(len(self.yb[0]))
     self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
-    if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
+    if self.loss.device.type=='cpu' and num_distrib()<2: self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
 # %% ../nbs/09_learner.ipynb #ef040e79
 @patch
@@ -285,7 +285,7 @@ def warm_up(self:CifarLearner):
         self.model.train()
         self.training = True
         b = self._set_device(self.dls.train.new().one_batch())  # of another loader, as a loader has random numbers of its own
-        x,y = (cast(o, Tensor) for o in b)
+        x,y = (cast(o, Tensor)[rank_distrib()::max(1, num_distrib())] for o in b)  # of several processes each has its share
         for s in {x.shape[-1], *(side for _,side in sizes)}:
             small = x if s==x.shape[-1] else F.interpolate(x, size=(s,s)).contiguous(memory_format=torch.channels_last)
             for _ in range(3 if cuda else 1): self._alone(small, y)
