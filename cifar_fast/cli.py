@@ -115,7 +115,7 @@ def main()->int: # The exit code
     else: return 0
     finally:
         for s,f in were.items(): signal.signal(s, f or signal.SIG_DFL)
-    if is_first() or getattr(said, 'speaks', False): print(f'{name}: {harmless(said)}', file=sys.stderr)
+    if is_first() or getattr(said, 'speaks', isinstance(said, str)): print(f'{name}: {harmless(said)}', file=sys.stderr)
     return 2
 
 # %% ../nbs/24_cli.ipynb #6f030f08

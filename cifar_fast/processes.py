@@ -125,7 +125,7 @@ def check_together(
         if n>1 and v: raise CifarFastError(f'{n} processes cannot train with --{k}: leave it out, or start one')
     check_value(bs>=n, 'bs', bs, f'at least {n}, an image for each process, or start fewer')
     if other := [f'process {i+1} has {o}' for i,o in enumerate(seen) if o!=seen[0]]:
-        raise CifarFastError(f'the processes have different data (fingerprints: the first has {seen[0]}, {", ".join(other)}): give all the same')
+        raise CifarFastError(f'the processes have different data, by its fingerprint: the first has {seen[0]}, {", ".join(other)}')
 
 # %% ../nbs/11a_processes.ipynb #89f48900
 @contextmanager
@@ -210,7 +210,9 @@ def together(self:Learner,
     from accelerate import DistributedDataParallelKwargs
     import fastai.distributed  # noqa: F401, it gives `Learner` its `distrib_ctx`
     ddp,cpu = DistributedDataParallelKwargs(broadcast_buffers=False),self.dls.device.type=='cpu'
-    with peers(path), self.distrib_ctx(sync_bn=False, cpu=cpu, kwargs_handlers=[ddp]), self.added_cbs([Shares(seed),Sums()]):
+    ctx = self.distrib_ctx(sync_bn=False, cpu=cpu, kwargs_handlers=[ddp])
+    with warnings.catch_warnings(), peers(path), ctx, self.added_cbs([Shares(seed),Sums()]):
+        warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)  # torch 2.14 says so to accelerate
         self.distributed_trainer._wrap_dl = noop
         yield
         dist.barrier()
