@@ -11,6 +11,7 @@ def main():
         if os.environ.get('RANK', '0')=='0': os.write(2, b'\nstopped before anything began: give the same command again\n')
         os._exit(128+sig)
     for s in signals: signal.signal(s, stop)
+    if 'LOCAL_RANK' in os.environ: os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # of a lost process we tell by ourselves
     try: from .cli import main
     except ImportError as e:
         print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)

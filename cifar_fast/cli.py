@@ -253,13 +253,13 @@ def cifar_fast_train(
         raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
     if resume is not None: return continue_run(resume, given, quiet, report)
+    if n_processes()>1 and (sweep,seeds)!=(None,None):
+        raise CifarFastError('several processes train one run: leave out --seeds and --sweep, or start one process')
     recipe = ifnone(recipe, 'assignment')
     out = ifnone(out, f'runs/{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
     base,grid = get_recipe(recipe),None if sweep is None else read_grid(sweep, changes)
     chosen = base if grid else base.changed(**changes)
-    if n_processes()>1 and (grid or seeds is not None):
-        raise CifarFastError('several processes train one run: leave out --seeds and --sweep, or start one process')
     if (grid or seeds is not None) and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
     with joined(how.get('device')), going_on(out := gathered(out)[0]):

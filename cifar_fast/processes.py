@@ -166,8 +166,9 @@ class Shares(Callback):
         part = self.dl.bs*self.n/self.bs if self.training else 1
         if part!=1: self.learn.loss_grad = self.loss_grad*part
     def before_validate(self):
-        'Validate one net'
-        for b in get_model(self.model).buffers():
+        'Validate one net: the same in all processes'
+        nets = [get_model(self.model), *[o.averaged.module for o in self.learn.cbs if getattr(o, 'averaged', None)]]
+        for b in L(nets).map(nn.Module.buffers).concat():
             if b.is_floating_point(): dist.all_reduce(b.div_(self.n))
         self.own.enter_context(its_share(self.dl, self.rank, self.n))
     def after_train(self):

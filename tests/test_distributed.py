@@ -1,11 +1,11 @@
 "Several processes on one net, over gloo; they are forks of this one, with the environment that torchrun would give them"
-import os,shutil,signal,socket,subprocess,sys,time,traceback
+import os,re,shutil,signal,socket,subprocess,sys,time,traceback
 from pathlib import Path
 import pytest
 pytest.importorskip('accelerate', reason="pip install 'cifar_fast[processes]'")
 import numpy as np,torch
 from torch import nn
-from fastai.basics import Callback,Learner,ifnone
+from fastai.basics import Callback,Learner,cast,ifnone
 from conftest import draw_folder
 from cifar_fast import processes
 from cifar_fast.cli import main
@@ -63,15 +63,18 @@ class Group:
         end = time.time()+seconds
         todo = [o for o in ifnone(ranks, range(len(self.pids))) if o not in self.codes]
         while todo and time.time()<end:
-            for o in [*todo]:
+            for o in todo:
                 pid,status = os.waitpid(self.pids[o], os.WNOHANG)
-                if pid: self.codes[o] = os.waitstatus_to_exitcode(status); todo.remove(o)
+                if pid: self.codes[o] = os.waitstatus_to_exitcode(status)
+            todo = [o for o in todo if o not in self.codes]
             time.sleep(.01)
         for o in todo: os.kill(self.pids[o], signal.SIGKILL)
         assert not todo, f'{todo} did not end'
         return [self.codes[o] for o in sorted(self.codes)]
     def said(self, kind='err'): return [(self.where/f'{kind}{o}').read_text() for o in range(len(self.pids))]
-    def lines(self): return [o for s in self.said() for o in s.splitlines() if o]
+    def lines(self):
+        "Without what PyTorch's store logs, since here it lives in the first process and not in torchrun"
+        return [o for s in self.said() for o in s.splitlines() if o and not re.match(r'\[W|frame #|Exception raised from', o)]
 
 def together(n, f, where):
     "Run `f` in `n` processes, all of which must end well"
@@ -101,7 +104,7 @@ def test_equals_one_process(folder, tmp_path, pipeline, n, bs, epochs):
     "The weights after 20 steps, the losses of all steps and of the held-out images are those of one process"
     r = fixed.replace(data=str(folder), bs=bs, epochs=epochs)
     for k,where in ((1,'one'),(n,'more')):
-        together(k, lambda: train_recipe(r, tmp_path/where, quiet=True, pipeline=pipeline) and 0, tmp_path/f'{where}-said')
+        together(k, lambda out=tmp_path/where: train_recipe(r, out, quiet=True, pipeline=pipeline) and 0, tmp_path/f'{where}-said')
     assert distance(tmp_path/'one', tmp_path/'more')<1e-6
     for name,count in (('steps.csv',20),('history.csv',epochs)):
         a,b = (rows(tmp_path/o/name) for o in ('one','more'))
@@ -133,7 +136,7 @@ def test_own_augmentation(folder, tmp_path):
             learn,seen = recipe_learner(r, ims, seed=3, pipeline=pipeline, device='cpu'),[]
             class Keep(Callback):
                 def before_batch(self):
-                    if self.training: seen.append((self.x.clone(), torch.rand(3)))
+                    if self.training: seen.append((cast(self.x, torch.Tensor).clone(), torch.rand(3)))
             with learn.no_bar(), learn.no_logging(), learn.together(tmp_path, 3): learn.fit(2, cbs=Keep())
         return seen
     def save(): torch.save([first_batches(o) for o in ('device','item')], tmp_path/f"seen{os.environ['RANK']}.pt")
@@ -162,7 +165,7 @@ def test_only_the_first_writes(folder, tmp_path):
 
 # Stopped and killed
 
-long = ['--recipe','demo','--model','plain','--policy','none','--size','16','--bs','18','--epochs','40','--lr','.05','--no_report','--quiet']
+long = ['--recipe','demo','--model','plain','--policy','none','--size','16','--bs','18','--epochs','20','--no_report','--quiet']
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory):
@@ -177,7 +180,7 @@ def begun(g, out, epochs=3):
         assert not os.waitpid(g.pids[0], os.WNOHANG)[0], g.said()
         time.sleep(.002)
 
-@pytest.mark.parametrize('n,rank,sig,resumed', [(2,1,'KILL',2), (2,0,'KILL',1), (3,0,'KILL',2), (2,1,'TERM',3), (2,0,'TERM',1)])
+@pytest.mark.parametrize('n,rank,sig,resumed', [(2,1,'KILL',2), (3,0,'KILL',1), (2,1,'TERM',3), (2,0,'TERM',1)])
 def test_one_is_ended(folder, whole, tmp_path, n, rank, sig, resumed):
     "Whoever is ended, the others end, one line says how to go on, and any number of processes does"
     out = tmp_path/'run'
@@ -190,7 +193,7 @@ def test_one_is_ended(folder, whole, tmp_path, n, rank, sig, resumed):
     assert len(g.lines())==1 and f'cifar_fast_train --resume {out}' in g.lines()[0], g.said()
     assert not [o for o in out.iterdir() if o.name.startswith('.')]
     together(resumed, lambda: resume_run(out, quiet=True) and 0, tmp_path/'again')
-    assert distance(whole, out)<1e-5 and len(rows(out/'history.csv'))==40
+    assert distance(whole, out)<1e-5 and len(rows(out/'history.csv'))==20
 
 def test_ctrl_c(folder, tmp_path):
     "Ctrl-C comes to all at once"
@@ -231,7 +234,7 @@ def test_resumes_exactly(folder, tmp_path):
 
 def test_diverges(folder, tmp_path):
     "A loss that is no number ends all, with the line that one process has"
-    g = Group(2, script(*[o for o in long if o not in ('--lr','.05')],'--lr','1e30','--data',folder,'--out',tmp_path/'run'), tmp_path/'said')
+    g = Group(2, script(*long,'--lr','1e30','--data',folder,'--out',tmp_path/'run'), tmp_path/'said')
     assert g.wait()==[2,2] and len(g.lines())==1 and 'the loss became' in g.lines()[0], g.said()
     assert not (tmp_path/'run').exists()
 
@@ -240,7 +243,7 @@ def test_diverges(folder, tmp_path):
 @pytest.mark.parametrize('args,said', [
     (['--bs','1'], 'bs is 1: choose at least 2, an image for each process'), (['--seeds','2'], 'several processes train one run'),
     (['--sweep','lr=.1,.2'], 'several processes train one run'), (['--graph'], 'cannot train with --graph'),
-    (['--compile'], 'cannot train with --compile'), (['--device','cuda:0'], 'device is cuda:0: choose cpu or cuda'),
+    (['--compile'], 'cannot train with --compile'), (['--device','cuda:1'], 'device is cuda:1: choose cpu or cuda'),
     (['--recipe','demp'], "unknown recipe 'demp'"), (['--out','/dev/null'], 'is a file')])
 def test_bad_input(folder, tmp_path, args, said):
     given = [o for o in long if o not in ('--bs','18')] if '--bs' in args else long
@@ -250,15 +253,17 @@ def test_bad_input(folder, tmp_path, args, said):
     assert g.wait()==[2,2] and len(g.lines())==1 and said in g.lines()[0], g.said()
     assert not (tmp_path/'run').exists()
 
+def of(rank): return int(os.environ['RANK'])==rank
+
 def test_different_data(folder, tmp_path):
     other = draw_folder(tmp_path/'other', n_test=25, seed=1)
-    g = Group(2, lambda: script(*long,'--data',(folder,other)[int(os.environ['RANK'])],'--out',tmp_path/'run')(), tmp_path/'said')
+    g = Group(2, lambda: script(*long,'--data',other if of(1) else folder,'--out',tmp_path/'run')(), tmp_path/'said')
     assert g.wait()==[2,2] and len(g.lines())==1 and 'the processes have different data' in g.lines()[0], g.said()
     assert not (tmp_path/'run').exists()
 
 def test_one_has_no_data(folder, tmp_path):
     "What only the second was told, the first tells"
-    g = Group(2, lambda: script(*long,'--data',(folder,tmp_path/'nothing')[int(os.environ['RANK'])],'--out',tmp_path/'run')(), tmp_path/'said')
+    g = Group(2, lambda: script(*long,'--data',tmp_path/'nothing' if of(1) else folder,'--out',tmp_path/'run')(), tmp_path/'said')
     assert g.wait()==[2,2] and len(g.lines())==1 and str(tmp_path/'nothing') in g.lines()[0], g.said()
 
 def test_other_scripts(whole, tmp_path):
