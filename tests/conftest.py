@@ -4,6 +4,7 @@ import no_bf16,numpy as np,pytest  # noqa: F401, no_bf16 before any room is impo
 from PIL import Image
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ['TORCH_CPP_LOG_LEVEL'] = 'ERROR'  # as `cifar_fast.main` has it where several processes train
 os.environ['OMP_NUM_THREADS'] = '1'  # nets this small are no faster with more, and much slower where others compute
 
 @pytest.fixture(scope='session', autouse=True)
