@@ -273,7 +273,7 @@ def test_other_scripts(whole, tmp_path):
 
 def test_as_accurate(tmp_path):
     "ResNet-9 on the shapes by two processes: as far from the mean of three seeds of one as they are from each other, or nearly"
-    r = recipes['demo'].replace(size=16, epochs=2, model_args=dict(width=8, scale=.125))
+    r = recipes['demo'].replace(size=16, epochs=2, bs=32, model_args=dict(width=8, scale=.125))
     def train(seed, out): return train_recipe(r, tmp_path/out, quiet=True, seed=seed) and 0
     for seed in range(3): together(1, lambda seed=seed: train(seed, f'one{seed}'), tmp_path/'said')
     together(2, lambda: train(3, 'two'), tmp_path/'said')
@@ -291,6 +291,7 @@ def test_launchers(folder, tmp_path, launcher):
         s.bind(('', 0))
         port = ['--master_port' if launcher[0]=='torchrun' else '--main_process_port', str(s.getsockname()[1])]
     args = ['--recipe','demo','--data',folder,'--size','16','--bs','24','--epochs','1','--no_report','--quiet','--out',tmp_path/'run']
-    p = subprocess.run([*map(str, [launch,*launcher[1:-1],*port,launcher[-1],exe/'cifar_fast_train',*args])], capture_output=True, text=True, timeout=120)
+    argv = [launch,*launcher[1:-1],*port,launcher[-1],exe/'cifar_fast_train',*args]
+    p = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=120)
     assert p.returncode==0, p.stderr
     assert Run(tmp_path/'run').config['device'].startswith('2 processes') and p.stdout.count('test accuracy')==1
