@@ -8,9 +8,10 @@ def main():
     import os,signal,sys
     signals = [s for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN]
     def stop(sig, frame):
-        os.write(2, b'\nstopped before anything began: give the same command again\n')
+        if os.environ.get('RANK', '0')=='0': os.write(2, b'\nstopped before anything began: give the same command again\n')
         os._exit(128+sig)
     for s in signals: signal.signal(s, stop)
+    if 'LOCAL_RANK' in os.environ: os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # of a lost process we tell by ourselves
     try: from .cli import main
     except ImportError as e:
         print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import inspect,os,re,shlex,signal,sys,time,warnings
 from argparse import SUPPRESS,Action,ArgumentParser
-from contextlib import contextmanager,suppress
+from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
 from functools import partial
 from multiprocessing import active_children,parent_process
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import OutOfMemoryError
 from .core import *
 from .range_test import *
 from .runs import *
+from .processes import *
 from .recipes import *
 from .train import *
 from .report import *
@@ -91,7 +92,8 @@ def stop(
         for p in active_children(): p.kill()
         for o in being_written: o.unlink(missing_ok=True)
         with suppress(Exception): sys.stdout.flush()
-        with suppress(OSError): os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
+        speaks = is_first() or any(map(left_alone, getattr(_hints[-1], 'args', ())))
+        with suppress(OSError): speaks and os.write(2, f'\nstopped{_hints[-1]()}\n'.encode(errors='backslashreplace'))
     os._exit(128+sig)
 
 # %% ../nbs/24_cli.ipynb #515e0c5f
@@ -105,14 +107,17 @@ def main()->int: # The exit code
     for f in (sys.stdout,sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')  # a sign that the terminal lacks is no error
     were = {s: signal.signal(s, stop) for s in (signal.SIGINT,signal.SIGTERM) if signal.getsignal(s)!=signal.SIG_IGN}
-    try: _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
+    try:
+        with nullcontext() if is_first() else redirect_stdout(open(os.devnull, 'w')):
+            if n_processes()>1 and name!='cifar_fast_train': raise CifarFastError('this runs in one process: start it as it is')
+            _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
     except CifarFastError as e: said = e
     except (MemoryError,OutOfMemoryError): said = 'the memory is too small: choose smaller images (--size), batches (--bs) or another net'
     except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
     else: return 0
     finally:
         for s,f in were.items(): signal.signal(s, f or signal.SIG_DFL)
-    print(f'{name}: {harmless(said)}', file=sys.stderr)
+    if is_first() or getattr(said, 'speaks', isinstance(said, str)): print(f'{name}: {harmless(said)}', file=sys.stderr)
     return 2
 
 # %% ../nbs/24_cli.ipynb #6f030f08
@@ -232,11 +237,13 @@ def continue_run(
         words = shlex.join(['cifar_fast_train','--start',str(path),*(str(o) for k,v in other.items() if k!='start' for o in (f'--{k}',v))])
         raise CifarFastError(f'--resume continues a run as it was, by the schedule that was laid out to its end: leave out what sets its '
                              f'{", ".join(other)}, or begin another training with its weights: {words}')
+    if moved and n_processes()>1: raise CifarFastError('where its data are now, tell one process, and then resume with several')
     with going_on(path):
         if moved: move_run(Run(path), given.get('data'), given.get('labels'))
         complete = Run(path).finished and (moved or report and not (Path(path)/'report.html').exists())
         if not complete: resume_run(path, quiet, given.get('device'))
-        print_run(Run(path), report)
+        if is_first(): print_run(Run(path), report)
+
 
 # %% ../nbs/24_cli.ipynb #7ec82682
 def cifar_fast_train(
@@ -256,6 +263,8 @@ def cifar_fast_train(
         raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
     if resume is not None: return continue_run(resume, given, quiet, report)
+    if n_processes()>1 and (sweep,seeds)!=(None,None):
+        raise CifarFastError('several processes train one run: leave out --seeds and --sweep, or start one process')
     recipe = ifnone(recipe, ifnone(values.get('start'), 'assignment'))
     out = ifnone(out, f'runs/{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}')
     changes,how = split_values(values)
@@ -263,11 +272,11 @@ def cifar_fast_train(
     chosen = base if grid else base.changed(**changes)
     if (grid or seeds is not None) and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
-    with going_on(out):
+    with joined(how.get('device')), going_on(out := gathered(out)[0]):
         if grid: return print_sweep(out, train_sweep(base, grid, out, ifnone(seeds, 1), quiet, **how))
         if seeds is not None: return print_seeds(out, train_seeds(chosen, out, seeds, quiet, **how))
         train_recipe(chosen, out, quiet, **how)
-        print_run(Run(out), report)
+        if is_first(): print_run(Run(out), report)
 
 # %% ../nbs/24_cli.ipynb #b1e71cf2
 def cifar_fast_lr_find(

@@ -271,10 +271,10 @@ class ArrayDL(TfmdDL):
     def to_detach(self,
         b,                # Tensors, in tuples, lists or dicts
         cpu:bool=True,    # Fetch those that are not single numbers?
-        gather:bool=True  # Bring the parts of a distributed training together?
+        gather:bool=False # Ignored: several processes add up their figures once an epoch; see `Sums`
     ):
-        "fastai's `to_detach`, but single numbers stay on their device"
-        return apply(lambda o: to_detach(o, cpu=cpu and getattr(o, 'ndim', 1)>0, gather=gather), b)
+        "fastai's `to_detach`, but single numbers stay on their device, and nothing is asked of other processes"
+        return apply(lambda o: to_detach(o, cpu=cpu and getattr(o, 'ndim', 1)>0, gather=False), b)
 
 # %% ../nbs/04_device.ipynb #d2adc90c
 class _Held:

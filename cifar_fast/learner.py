@@ -171,7 +171,7 @@ def after_batch(self:History):
     hyper = self.opt.hypers[-1]
     self.sizes.append(len(self.yb[0]))
     self.steps.append(dict(epoch=self.epoch+self.iter/self.n_iter, lr=hyper['lr'], mom=hyper.get('mom'), loss=self.loss.detach()))
-    if self.loss.device.type=='cpu': self._check(self.steps[-1], float(self.steps[-1]['loss']))
+    if self.loss.device.type=='cpu' and num_distrib()<2: self._check(self.steps[-1], float(self.steps[-1]['loss']))
 
 # %% ../nbs/09_learner.ipynb #ef040e79
 @patch
@@ -291,7 +291,7 @@ def warm_up(self:CifarLearner):
     dtype = self.autocast.made_in(self.dls.train) if hasattr(self, 'autocast') else None
     self.loss_grad = None  # of an earlier fit; see `_alone`
     with self._compiling(), self._put_back():
-        x,y = self._one_batch(self.dls.train)
+        x,y = (o[rank_distrib()::max(1, num_distrib())] for o in self._one_batch(self.dls.train))  # of several processes each has its share
         for s in {x.shape[-1], *(side for _,side in sizes)}:
             small = (x if s==x.shape[-1] else shrink_batch(x, s)).to(dtype or x.dtype)
             for _ in range(3 if cuda else 1): self._alone(small, y)

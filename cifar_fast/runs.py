@@ -23,9 +23,9 @@ try: import msvcrt
 except ImportError: msvcrt = None  # all others
 
 # %% auto #0
-__all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'RunData',
-           'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs', 'mean_sd',
-           'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
+__all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'left_alone',
+           'RunData', 'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs',
+           'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
 def _checksum(tensors):
@@ -148,17 +148,32 @@ def hold(
         f = _take(path/_lock)
     except OSError as e: raise CifarFastError(f'cannot write in {path}: {e.strerror}: choose another folder') from e
     try:
+        being_written.add(path/_lock)
         with f:
             f.truncate(0)
             print(f'process {os.getpid()} on {platform.node()}', end='', file=f, flush=True)
             for o in left_over(path): o.unlink()
             try: yield
             finally:
+                being_written.discard(path/_lock)
                 with suppress(OSError): (path/_lock).unlink()  # not on Windows, where it is open; elsewhere while it is kept
     finally:
         with suppress(OSError):
             if not fcntl: (path/_lock).unlink()
             for o in made: o.rmdir()  # unless it holds something, as it should
+
+
+# %% ../nbs/11_runs.ipynb #a3c1e802
+def left_alone(
+    path:str|Path # A folder that another process held
+)->bool:
+    'Was the process that held `path` killed? Only one that asks is told so: with the answer, the trace is gone'
+    try:
+        with open(Path(path)/_lock, 'r+') as f:
+            _lock_it(f)
+            (Path(path)/_lock).unlink()
+        return True
+    except OSError: return False  # it lives, it has ended in order, or another was told
 
 # %% ../nbs/11_runs.ipynb #daf33fb9
 _Accuracy = Annotated[float,Field(ge=0, le=1)]
@@ -396,7 +411,8 @@ class Checkpoint(Callback):
     order,remove_on_fetch,run_valid = SaveModelCallback.order+1,True,False
     def __init__(self,
         folder:Run,         # Where to
-        held_out:str='test' # What each epoch is measured on: 'valid' keeps the best epoch's weights, by 'test' nothing is chosen
+        held_out:str='test',# What each epoch is measured on: 'valid' keeps the best epoch's weights, by 'test' nothing is chosen
+        writes:bool=True    # Or only read, as in a training of several processes all but the first?
     ): store_attr()
 
     def table(self):
@@ -411,12 +427,13 @@ class Checkpoint(Callback):
     def after_epoch(self):
         'Write'
         if not getattr(self, 'trained', False): return
-        self.trained,rows,steps = False,self.history.epochs,self.history.steps
+        self.trained,rows,steps,net = False,self.history.epochs,self.history.steps,get_model(self.model)
+        if not self.writes: return
         accs = [r['valid_accuracy'] for r in rows]
         ema = self.ema.averaged if hasattr(self.learn, 'ema') else None
         if self.held_out=='valid' and accs[-1]>max(accs[:-1], default=-1):
-            save_weights(ema.module if ema else self.model, self.folder/'best.safetensors')  # those that were validated
-        torch.save(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), epoch=self.epoch+1, n_epoch=self.n_epoch,
+            save_weights(ema.module if ema else net, self.folder/'best.safetensors')  # those that were validated
+        torch.save(dict(model=net.state_dict(), opt=self.opt.state_dict(), epoch=self.epoch+1, n_epoch=self.n_epoch,
                         epochs=rows, steps=steps, random=random_states(), ema=ema.state_dict() if ema else None,
                         follows=_followed(self.folder)), zipped := io.BytesIO())
         with atomic_write(self.folder/'checkpoint.pt') as tmp: tmp.write_bytes(zipped.getbuffer())
@@ -426,6 +443,7 @@ class Checkpoint(Callback):
 @patch
 def write_tables(self:Checkpoint):
     'Write the history'
+    if not self.writes: return
     self.folder.write_table('history.csv', self.table())
     self.folder.write_table('steps.csv', self.history.steps)
 

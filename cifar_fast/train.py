@@ -5,6 +5,7 @@
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
 import dataclasses,inspect,itertools,json,platform,re,time
+from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
 from fastai.callback.schedule import ParamScheduler
@@ -16,6 +17,7 @@ from .models import body_head,get_model,head_name,weight_stats,whiten_
 from .learner import L1Penalty,cifar_learner
 from .tricks import *
 from .runs import *
+from .processes import *
 from .localization import cam_localization
 from .interpret import *
 from .recipes import *
@@ -145,6 +147,7 @@ def run_config(
     norm,dev = first(dls.after_batch.fs, risinstance(Normalize)),dls.device
     mean,std = (o.flatten().tolist() for o in (norm.mean,norm.std))
     device = torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{platform.machine()} {dev.type}, {torch.get_num_threads()} threads'
+    if n_processes()>1: device = f'{n_processes()} processes, each {device}'
     libs = ['fastai','fastcore','torch','torchvision','albumentations','numpy'] + ['timm']*recipe.model.startswith('timm/')
     return dict(recipe=dataclasses.asdict(recipe), **dict(how, precision=pick_precision(how['precision'], dev)),
                 data=dict(name=images.name, fingerprint=images.fingerprint, train=len(images.train_y), test=len(images.test_y),
@@ -308,14 +311,15 @@ def train_run(self:Learner,
     run:Run,            # Where it stands, and where it goes on
     images:ImageArrays, # Its data
     quiet:bool=False    # Neither progress bars nor a row an epoch
-)->dict: # The results
+)->dict: # The results; None in all but the first of several processes
     'Train from where the run folder stands to the end'
     recipe = run_recipe(run)
-    self.add_cbs([Checkpoint(run, 'valid' if run.config['valid_pct'] else 'test'), TrimMemory()])
+    self.add_cbs([Checkpoint(run, 'valid' if run.config['valid_pct'] else 'test', is_first()), TrimMemory()])
     done = self.checkpoint.restore()
     with ContextManagers([self.no_bar(), self.no_logging()] if quiet else []):
-        with batch_that_fits(recipe.bs, self.dls.device): self.fit_recipe(recipe, start_epoch=done)
-        return self.finish_run(run, images)
+        with batch_that_fits(recipe.bs, self.dls.device), self.together(run.path, run.config['seed']):
+            self.fit_recipe(recipe, start_epoch=done)
+        return self.finish_run(run, images) if is_first() else None
 
 # %% ../nbs/19_train.ipynb #e77bcdad
 @patch
@@ -357,15 +361,22 @@ def train_recipe(
 )->dict: # The results
     'Train `recipe` and leave a run folder'
     recipe.check()
-    check_free(out)
-    how,device = train_args(**kwargs),pick_device(device)
-    recipe,how,images = recipe.ready(how, images)
-    learn = recipe_learner(recipe, images, device=device, **how)
-    with hold(out):
-        run = Run.create(out, run_config(recipe, how, images, learn.dls))
+    with joined(device) as device, ExitStack() as held:
+        with agreed():
+            if is_first(): check_free(out)
+            how,device = train_args(**kwargs),pick_device(device)
+            recipe,how,images = recipe.ready(how, images)
+            learn = recipe_learner(recipe, images, device=device, **how)
+        check_together(recipe.bs, images.fingerprint, how['compile'], how['graph'])
+        with agreed():
+            if is_first():
+                held.enter_context(hold(out))
+                Run.create(out, run_config(recipe, how, images, learn.dls))
+        run = Run(out)
         try: return learn.train_run(run, images, quiet)
-        except Exception:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
-            if not (run/'checkpoint.pt').exists(): (run/'config.json').unlink()
+        except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
+            lost = isinstance(e, LostProcess) or not is_first()
+            if not lost and not (run/'checkpoint.pt').exists(): (run/'config.json').unlink()
             raise
 
 # %% ../nbs/19_train.ipynb #040cdee3
@@ -377,11 +388,16 @@ def resume_run(
 )->dict: # The results
     'Train an interrupted run to its end, as if nothing had happened: on a CPU to the bit'
     run = Run(path)
-    with hold(path):
-        if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
-        images,said = images or run_images(run),how_exactly(run)
-        if not (quiet or said.startswith('On the same')): print(said)
-        return run_learner(run, images, trained=False, device=device).train_run(run, images, quiet)
+    with joined(device) as device, ExitStack() as held:
+        with agreed():
+            if is_first(): held.enter_context(hold(path))
+            if run.finished: raise CifarFastError(f'{path} is finished: there is nothing to resume')
+            images,said = images or run_images(run),how_exactly(run)
+            if is_first() and not (quiet or said.startswith('On the same')): print(said)
+            learn = run_learner(run, images, trained=False, device=device)
+        check_together(run_recipe(run).bs, images.fingerprint, run.config['compile'], run.config['graph'])
+        return learn.train_run(run, images, quiet)
+
 
 # %% ../nbs/19_train.ipynb #43623792
 def move_run(

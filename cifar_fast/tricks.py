@@ -161,7 +161,7 @@ class EMA(Callback):
     ): store_attr()
     def before_fit(self):
         'Begin anew, unless the mean was restored'
-        if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(self.model, use_buffers=True)
+        if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(get_model(self.model), use_buffers=True)
     def after_batch(self):
         'Take the weights into the mean'
         done = self.epoch*self.n_iter + self.iter + 1

@@ -5,6 +5,7 @@ from PIL import Image
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
+os.environ['TORCH_CPP_LOG_LEVEL'] = 'ERROR'  # as `cifar_fast.main` has it where several processes train
 os.environ['OMP_NUM_THREADS'] = '1'  # nets this small are no faster with more, and much slower where others compute
 
 @pytest.fixture(scope='session', autouse=True)
