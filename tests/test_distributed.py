@@ -273,12 +273,12 @@ def test_other_scripts(whole, tmp_path):
 
 def test_as_accurate(tmp_path):
     "ResNet-9 on the shapes by two processes: as far from the mean of three seeds of one as they are from each other, or nearly"
-    r = recipes['demo'].replace(size=16, epochs=2, bs=32, model_args=dict(width=8, scale=.125))
+    r = recipes['demo'].replace(size=16, epochs=2, model_args=dict(width=8, scale=.125))
     def train(seed, out): return train_recipe(r, tmp_path/out, quiet=True, seed=seed) and 0
     for seed in range(3): together(1, lambda seed=seed: train(seed, f'one{seed}'), tmp_path/'said')
     together(2, lambda: train(3, 'two'), tmp_path/'said')
     *one,two = (run_results(Run(tmp_path/o))['test_accuracy'] for o in ('one0','one1','one2','two'))
-    assert min(one)>.3 and abs(two-np.mean(one))<max(4*np.std(one, ddof=1), .03), (one,two)
+    assert min(one)>.2 and abs(two-np.mean(one))<max(4*np.std(one, ddof=1), .03), (one,two)
 
 # As it is used
 
