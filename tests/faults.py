@@ -20,22 +20,24 @@ from cifar_fast.train import resume_run,train_recipe
 
 def kinds(d):
     "Name → (first command, the command that goes on)"
-    small = ['--data',d/'colors','--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--quiet','--no_report']
-    train,out = ['cifar_fast_train',*small],d/'out'
-    def run(*more, epochs=2): return [*train,'--epochs',epochs,*more,'--out',out],['cifar_fast_train','--resume',out,'--quiet','--no_report']
+    some = ['--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--quiet']
+    train,out = ['cifar_fast_train','--data',d/'colors',*some,'--no_report'],d/'out'
+    def run(*more, epochs=2):
+        return [*train,'--epochs',epochs,*more,'--out',out],['cifar_fast_train','--resume',out,'--quiet','--no_report']
+    def explained(o): return ['cifar_fast_explain',d/'done',d/'colors'/'test'/'ant','--out',d/'pages'/o]
     def again(*argv): return (list(argv),)*2
     speed = ['cifar_fast_train','--recipe','speedrun','--data',d/'colors','--size','32','--bs','16','--epochs','2','--quiet','--no_report',
              '--model_args','width=4','--progressive_resizing','((0,24),(.5,32))','--out',out]
     return dict(
         plain=run(), resumed=run(epochs=3), valid=run('--valid_pct','.25'), ema=run('--ema','.9'), speedrun=(speed, run()[1]),
-        workers=run('--pipeline','item','--num_workers','2'), localized=run('--data',d/'shapes.npz') if (d/'shapes.npz').exists() else run('--tta'),
+        workers=run('--pipeline','item','--num_workers','2'), tta=run('--tta','--label_smoothing','.1'),
         seeds=again(*train,'--epochs','1','--seeds','2','--out',out),
         sweep=again(*train,'--epochs','1','--sweep','wd=0,.01','--valid_pct','.25','--out',out),
-        labels=again('cifar_fast_labels',*small[1:2],*small[2:-1],'--epochs','1','--folds','2','--out',out),
+        labels=again('cifar_fast_labels',d/'colors',*some,'--epochs','1','--folds','2','--out',out),
         report=again('cifar_fast_report',d/'done','--quiet'), evaluate=again('cifar_fast_evaluate',d/'done','--corrupt','--quiet'),
-        compare=again('cifar_fast_compare',d/'done','--out',d/'pages'/'compare.html'))
+        compare=again('cifar_fast_compare',d/'done','--out',d/'pages'/'compare.html'), gradcam=(explained('first'),explained('again')))
 
-looks = 'report','evaluate','compare'  # these look at a finished run, which they must not change
+looks = 'report','evaluate','compare','gradcam'  # these look at a finished run, which they must not change
 
 # --- Processes
 
@@ -94,13 +96,15 @@ class Dying:
 
 clock = ('_s','seconds','images_per_second')  # what no run repeats
 
+def tensors(path): return {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k,v in load_tensors(path, 'tensors').items()}
+
 def left_by(path):
     "What is in the folder `path`, file by file, as far as a seed repeats it"
     res = {}
     for o in sorted(Path(path).rglob('*')):
         name = str(o.relative_to(path))
         if o.is_dir(): continue
-        if o.suffix=='.safetensors': res[name] = {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k,v in load_tensors(o, name).items()}
+        if o.suffix=='.safetensors': res[name] = tensors(o)
         elif o.name=='results.json': res[name] = {k: v for k,v in json.loads(o.read_text()).items() if not k.endswith(clock)}
         elif o.name in ('history.csv','steps.csv','labels.csv','corrupted.csv'):
             head,*rows = [l.split(',') for l in o.read_text().splitlines()]
@@ -118,7 +122,12 @@ def world(d, name, root):
     if name in looks: shutil.copytree(root/'done', d/'done')
     return kinds(d)[name]
 
-def result(d, name): return left_by(d/{'report':'done','evaluate':'done','compare':'pages'}.get(name, 'out'))
+def place(d, name):
+    "Where the result of the case is"
+    if name=='gradcam': return next(o for o in (d/'pages'/'again',d/'pages'/'first') if o.exists())  # a new folder for each attempt
+    return d/dict(report='done', evaluate='done', compare='pages').get(name, 'out')
+
+def result(d, name): return left_by(place(d, name))
 
 def undisturbed(root, name):
     "What the run comes to, its calls of fsync and replace, and its seconds"
@@ -152,7 +161,7 @@ def killed(root, name, whole, i, at=None, after=None, again=None):
     if code and not done_already: return f'exit code {code}: {err.strip()[-300:]}'
     if err.count('\n')>1 or 'Traceback' in err: return f'more than a line: {err[-300:]}'
     wrong = differ(json.loads(json.dumps(result(d, name))), whole['left'])
-    if not finished: wrong += [str(o) for o in d.rglob('.*') if o.name.endswith(('.tmp','.lock'))]
+    if not finished: wrong += [str(o) for o in place(d, name).rglob('.*') if o.name.endswith(('.tmp','.lock'))]
     shutil.rmtree(d)
     return '' if not wrong else f'differ or are left over: {wrong}'
 
@@ -161,8 +170,8 @@ def kills(root, names, rng, every, moments, jobs):
     wholes = dict(zip(names, pool([lambda k=k: undisturbed(root, k) for k in names], jobs)))
     cases = []
     for k,w in wholes.items():
-        if not isinstance(w, dict): cases.append((k,'undisturbed',lambda w=w: w)); continue
-        points = range(1, w['calls']+1)
+        if not isinstance(w, dict): cases.append((k,'undisturbed',lambda w=w: w))
+        points,moments = (range(1, w['calls']+1),moments) if isinstance(w, dict) else ((),0)
         for n in points if every is None else sorted(rng.sample(points, min(every, len(points)))):
             second = rng.randint(1, 12) if k=='resumed' else None
             cases.append((k,f'before call {n}'+f' and {second}'*bool(second),
@@ -214,7 +223,7 @@ def readers(run, root):
     def _export():
         with tempfile.TemporaryDirectory() as o:
             export_run(run, Path(o)/'e', onnx=False)
-            return {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k,v in load_tensors(Path(o)/'e'/'model.safetensors', 'w').items()}
+            return tensors(Path(o)/'e'/'model.safetensors')
     return dict(report=_report, compare=_compare, explain=_explain, evaluate=_evaluate, export=_export)
 
 reads = {'config.json':'report compare explain evaluate export', 'results.json':'report compare', 'history.csv':'report compare',
@@ -261,7 +270,8 @@ def damage(root, rng, places, jobs):
     seeds,hows = [rng.randrange(10**6) for _ in range(places)],('flip','truncate','zero','append')
     cases = [(f'damaged: {f.name}',hurt,f.name) for f in sorted((root/'done').iterdir())]
     cases += [(f'damaged, then resumed: {f.name}',hurt_begun,f.name) for f in sorted((root/'begun').iterdir())]
-    todo = [(label,f'{how} {s}',lambda f=f, file=file, how=how, s=s: f(root, file, how, s)) for label,f,file in cases for how in hows for s in seeds]
+    todo = [(label,f'{how} {s}',lambda f=f, file=file, how=how, s=s: f(root, file, how, s))
+            for label,f,file in cases for how in hows for s in seeds]
     res = []
     for (label,what,_),said in zip(todo, pool([o[2] for o in todo], jobs)):
         bad = {'all':said} if isinstance(said, str) else {k: v for k,v in said.items() if v}
@@ -303,7 +313,8 @@ def refused(root, k, v, i):
     good = code==2 and err.startswith('cifar_fast_train: ') and err.count('\n')==1 and not left
     return '' if good else f'exit code {code}, left {left}, said {err[-300:]!r}'
 
-odd = [None,True,-1,0,.5,math.nan,math.inf,10**400,'','x','{',b'x',[],[1],{},{1:2},object(),1j,(),((),),((.5,8),(0,16)),'\x00','9'*5000,range(3),set()]
+odd = [None, True, -1, 0, .5, math.nan, math.inf, 10**400, '', 'x', '{', b'x', [], [1], {}, {1:2}, object(), 1j, (), ((),),
+       ((.5,8),(0,16)), '\x00', '9'*5000, range(3), set()]
 
 def no_recipe(k, v):
     "`Recipe.of` gives a recipe that checks, or a `CifarFastError` of one line; `ready` no less"
@@ -320,7 +331,8 @@ def values(root, rng, share, jobs):
     chunks = [some[i::jobs] for i in range(jobs)]
     def _all(n): return [refused(root, k, v, f'{n}-{i}') for i,(k,v) in enumerate(chunks[n])]
     answers = pool([lambda n=n: _all(n) for n in range(jobs)], jobs)
-    rows = [('bad value: an option',f'--{k}={v[:40]!r}',s) for c,a in zip(chunks, answers) for (k,v),s in zip(c, a if isinstance(a, list) else [a]*len(c))]
+    rows = [('bad value: an option',f'--{k}={v[:40]!r}',s) for c,a in zip(chunks, answers)
+            for (k,v),s in zip(c, a if isinstance(a, list) else [a]*len(c))]
     pairs = [(k,v) for k in Recipe.__dataclass_fields__ for v in odd]
     def _odd():
         res = []
@@ -329,7 +341,8 @@ def values(root, rng, share, jobs):
             except Exception as e: res.append(f'{type(e).__name__}: {e}')
         return res
     said = pool([_odd], 1)[0]
-    return rows + [('odd value: Recipe.of',f'{k}={str(v)[:40]!r}',s) for (k,v),s in zip(pairs, said if isinstance(said, list) else [said]*len(pairs))]
+    said = said if isinstance(said, list) else [said]*len(pairs)
+    return rows + [('odd value: Recipe.of',f'{k}={str(v)[:40]!r}' if v!=10**400 else k,s) for (k,v),s in zip(pairs, said)]
 
 # --- The whole
 
