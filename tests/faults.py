@@ -265,13 +265,13 @@ def hurt_begun(root, file, how, seed):
     shutil.rmtree(run)
     return dict(resume='changed' if wrong else '')
 
-def damage(root, rng, places, jobs):
+def damage(root, rng, places, jobs, files=None):
     "Rows of the table"
     seeds,hows = [rng.randrange(10**6) for _ in range(places)],('flip','truncate','zero','append')
     cases = [(f'damaged: {f.name}',hurt,f.name) for f in sorted((root/'done').iterdir())]
     cases += [(f'damaged, then resumed: {f.name}',hurt_begun,f.name) for f in sorted((root/'begun').iterdir())]
     todo = [(label,f'{how} {s}',lambda f=f, file=file, how=how, s=s: f(root, file, how, s))
-            for label,f,file in cases for how in hows for s in seeds]
+            for label,f,file in cases for how in hows for s in seeds if not files or file in files]
     res = []
     for (label,what,_),said in zip(todo, pool([o[2] for o in todo], jobs)):
         bad = {'all':said} if isinstance(said, str) else {k: v for k,v in said.items() if v}
@@ -365,7 +365,9 @@ def prepare(root):
     shutil.copytree(root/'begun', root/'ended')
     resume_run(root/'ended', quiet=True)
     (root/'begun.json').write_text(json.dumps(left_by(root/'ended')))
-    (root/'good.json').write_text(json.dumps({k: answer(f)[1] for k,f in readers(root/'done', root).items()}))
+    good = {k: answer(f) for k,f in readers(root/'done', root).items()}
+    assert all(kind=='gives' and said for kind,said in good.values()), good
+    (root/'good.json').write_text(json.dumps({k: said for k,(_,said) in good.items()}))
 
 def campaign(seed=0, every=None, moments=12, places=10, share=1, jobs=2, names=None, parts=('kills','damage','values')):
     "Rows (what, how, '' or 'not seen' or what is wrong)"

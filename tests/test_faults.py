@@ -1,18 +1,40 @@
 "A small, fixed part of `make faults`, and the lock as Windows has it"
-import errno,os,types
+import errno,os,random,types
 from pathlib import Path
-import pytest
+import faults,pytest
 import cifar_fast.runs as runs
 from cifar_fast.core import CifarFastError
 from cifar_fast.runs import hold
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
-def test_a_part_of_the_campaign():
-    from faults import campaign
-    rows = campaign(every=4, moments=1, places=1, share=.15, names=['plain','valid'])
-    failed = [r for r in rows if r[2] not in ('','not seen')]
-    assert not failed and len(rows)>100, failed
-    assert all(label.split(': ')[1] in ('config.json','results.json','history.csv','steps.csv') for label,_,said in rows if said)
+forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    faults.prepare(d := tmp_path_factory.mktemp('faults').resolve())
+    return d
+
+@forks
+@pytest.mark.parametrize('part,n', [
+    (lambda root, rng: faults.kills(root, ['plain'], rng, 3, 1, 1), 4),
+    (lambda root, rng: faults.damage(root, rng, 1, 1, ('config.json','model.safetensors','checkpoint.pt')), 20),
+    (lambda root, rng: faults.values(root, rng, .1, 1), 100)], ids=['kills','damage','values'])
+def test_a_part_of_the_campaign(root, part, n):
+    rows = part(root, random.Random(1))
+    assert len(rows)>=n and not [r for r in rows if r[2] not in ('','not seen')]
+
+@forks
+def test_it_sees_what_is_wrong(root, monkeypatch):
+    "Without checksums, and with checkpoints that do not bring back the random numbers"
+    class Anything(str):
+        __ne__ = lambda self, other: False
+    with monkeypatch.context() as m:
+        m.setattr(runs, '_checksum', lambda tensors: Anything())
+        m.setattr(faults, 'damaged', lambda b, how, rng: b[:-2000] + bytes([b[-2000]^64]) + b[-1999:])
+        assert 'changed' in faults.pool([lambda: faults.hurt(root, 'model.safetensors', 'flip', 0)], 1)[0].values()
+    monkeypatch.setattr(runs.Checkpoint, 'before_train', lambda self: setattr(self, 'trained', True))
+    whole = faults.pool([lambda: faults.undisturbed(root, 'plain')], 1)[0]
+    said = faults.pool([lambda: faults.killed(root, 'plain', whole, 'planted', at=9)], 1)[0]
+    assert 'model.safetensors' in said, said
 
 @pytest.fixture
 def windows(monkeypatch):
