@@ -136,7 +136,9 @@ def undisturbed(root, name):
     dying,start = Dying(),time.perf_counter()
     code,err = script(first)
     if code: raise AssertionError(f'{name} fails by itself: {err}')
-    return dict(left=result(d, name), calls=dying.n, seconds=time.perf_counter()-start)
+    res = dict(left=result(d, name), calls=dying.n, seconds=time.perf_counter()-start)
+    shutil.rmtree(d)
+    return res
 
 def killed(root, name, whole, i, at=None, after=None, again=None):
     "Kill the run before its call `at`, or `after` seconds, perhaps once more in its continuation; go on to the end: '' or what is wrong"
