@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export MPLBACKEND = Agg
 
-.PHONY: help demo check test test-newest test-no-bf16 docs clean
+.PHONY: help demo check test test-newest test-no-bf16 faults docs clean
 help:
 	@echo 'make demo          train on the embedded data: about a minute on two cores'
 	@echo 'make test          everything that must pass: linter, export, notebooks and their outputs, tests'
 	@echo 'make check         what takes less than a minute of it, for the loop of an author'
 	@echo 'make docs          README.md, and the documentation site in docs/_build/html: no network, no notebook runs'
 	@echo 'make test-newest   some tests with the newest fastai and fastcore, in an environment of its own; TESTS=tests: all'
+	@echo 'make faults        kill runs, damage their files, give bad values: a quarter of an hour on two cores, and a table'
 	@echo 'make test-no-bf16  what depends on the precision, as on a processor without bf16 instructions'
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
@@ -48,6 +49,10 @@ test-no-bf16: $(VENV)/.ready
 	CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_api.py tests/test_bad_input.py
 	for n in 09_learner 19_train 20_report 24_cli; do \
 		CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python tests/check_outputs.py nbs/$$n.ipynb || exit 1; done
+
+# Not a part of `make test`, which has a small part of it; FAULTS='--seed 1 --every 3': others, fewer
+faults: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py $(FAULTS)
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/tables.py

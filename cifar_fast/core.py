@@ -15,7 +15,7 @@ from fastai.torch_core import default_device
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'check_versions', 'harmless', 'CifarFastError', 'choose',
-           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'atomic_write', 'left_over', 'FileValues',
+           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'left_over', 'atomic_write', 'FileValues',
            'read_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
@@ -109,6 +109,22 @@ def say_invalid(
     if len(given)>80: given = given[:79]+'…'
     return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should')}"
 
+# %% ../nbs/00_core.ipynb #73497cce
+def _ended(pid):
+    'Has the process of this number ended, as far as this system can tell?'
+    try: os.name=='posix' and os.kill(pid, 0)  # on Windows this would be a Ctrl-C
+    except ProcessLookupError: return True
+    except (OSError,OverflowError): pass  # somebody else's, or no number of a process
+    return False
+
+def left_over(
+    folder:str|Path, # Where something was written
+    name:str=None    # Only of this file, and only what a process that has ended cannot finish; None: of all files
+)->list: # Paths
+    'The files in `folder` that `atomic_write` had not finished when its process was killed'
+    found = [(o,re.fullmatch(r'\.(.+)\.(\d+)\.tmp', o.name)) for o in Path(folder).iterdir()]
+    return [o for o,m in found if m and (name is None or m[1]==name and _ended(int(m[2])))]
+
 # %% ../nbs/00_core.ipynb #62380f17
 being_written = set()  # what a process that ends without leaving its blocks should remove
 
@@ -132,22 +148,6 @@ def atomic_write(
     finally:
         with suppress(OSError): tmp.unlink()
         being_written.discard(tmp)
-
-# %% ../nbs/00_core.ipynb #73497cce
-def _ended(pid):
-    'Has the process of this number ended, as far as this system can tell?'
-    try: os.name=='posix' and os.kill(pid, 0)  # on Windows this would be a Ctrl-C
-    except ProcessLookupError: return True
-    except (OSError,OverflowError): pass  # somebody else's, or no number of a process
-    return False
-
-def left_over(
-    folder:str|Path, # Where something was written
-    name:str=None    # Only of this file, and only what a process that has ended cannot finish; None: of all files
-)->list: # Paths
-    'The files in `folder` that `atomic_write` had not finished when its process was killed'
-    found = [(o,re.fullmatch(r'\.(.+)\.(\d+)\.tmp', o.name)) for o in Path(folder).iterdir()]
-    return [o for o,m in found if m and (name is None or m[1]==name and _ended(int(m[2])))]
 
 # %% ../nbs/00_core.ipynb #748691b4
 class FileValues(dict):

@@ -159,7 +159,7 @@ def hold(
                 with suppress(OSError): (path/_lock).unlink()  # not on Windows, where it is open; elsewhere while it is kept
     finally:
         with suppress(OSError):
-            if not fcntl: (path/_lock).unlink()
+            if not fcntl: (path/_lock).unlink(missing_ok=True)
             for o in made: o.rmdir()  # unless it holds something, as it should
 
 

@@ -22,7 +22,7 @@ html_baseurl = cfg.doc_host + cfg.doc_baseurl.rstrip('/')
 html_theme_options = dict(source_repository=cfg.git_url, source_branch=cfg.branch, source_directory='')
 nb_execution_mode,nb_merge_streams,html_math_renderer,suppress_warnings = 'off',True,'mathml',['myst.header']
 myst_enable_extensions,myst_heading_anchors = ['colon_fence','dollarmath'],4
-groups = dict(Overview='self /docs/architecture /docs/results /docs/speed /CHANGELOG /CONTRIBUTING', Tutorials='tutorials/*',
+groups = dict(Overview='self /docs/architecture /docs/promises /docs/results /docs/speed /CHANGELOG /CONTRIBUTING', Tutorials='tutorials/*',
               Explanations='explanations/*', Modules='[0-9]*')
 fastai = NbdevLookup(incl_libs=('fastai','fastcore'), strip_libs=('fastai','fastcore'))
 rooms,objects,heads = {},{},{}  # of a module its page and imports, of a name its object, of a page its title and subtitle

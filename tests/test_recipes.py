@@ -210,3 +210,12 @@ def test_run_of_another_version(tiny, tmp_path):
     pytest.raises(CifarFastError, resume_run, run.path).match("'teacher'")
     older = Run.create(tmp_path/'older', dict(recipe={k: v for k,v in r.items() if k not in ('moms','l1','notes')}))
     assert run_recipe(older)==tiny and json.loads((older/'config.json').read_text())['recipe'].keys()<r.keys()
+
+def test_compare_of_a_sweep_with_a_failure(tiny, tmp_path, capsys, monkeypatch):
+    "What is finished is compared; what is not is named"
+    from cifar_fast.cli import main
+    train_sweep(tiny, dict(lr=[.05,.1]), tmp_path/'s', quiet=True)
+    (tmp_path/'s/lr=0.1/seed0/results.json').unlink()
+    monkeypatch.setattr('sys.argv', ['cifar_fast_compare',str(tmp_path/'s'),'--out',str(tmp_path/'c.html')])
+    assert main()==0 and f"left out, as not finished: {tmp_path/'s/lr=0.1/seed0'}" in capsys.readouterr().out
+    assert (tmp_path/'c.html').exists()
