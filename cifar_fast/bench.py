@@ -24,6 +24,7 @@ from .augment import *
 from .device import *
 from .loaders import *
 from .models import *
+from .learner import compile_model
 from .summary import *
 from .tricks import *
 from .runs import *
@@ -209,7 +210,7 @@ class _ByHand:
         make = Muon if r.opt=='muon' else partial(torch.optim.SGD, nesterov=r.nesterov and r.mom>0, fused=True)
         self.graph,self.graphs,lr = graph,{},torch.tensor(r.lr, device=device) if graph else r.lr
         self.opt = make(self.net.parameters(), lr=lr, momentum=r.mom, weight_decay=r.wd, **r.opt_args)
-        if compile: self.net.compile(dynamic=False)
+        if compile: compile_model(self.net)
         self.batches = _device_batches(r, ims, device, whole=cuda)
         if resident: self.batches = cycle(list(islice(self.batches, 2)))
         self.floats = [o for o in self.net.state_dict().values() if o.is_floating_point()]

@@ -17,7 +17,7 @@ from fastai.losses import CrossEntropyLossFlat
 
 # %% auto #0
 __all__ = ['Autocast', 'TensorSGD', 'sgd', 'L1Penalty', 'SmoothLoss', 'Progress', 'History', 'CrossEntropy', 'CifarLearner',
-           'repeat_on_gpu', 'cifar_learner']
+           'compile_model', 'repeat_on_gpu', 'cifar_learner']
 
 # %% ../nbs/09_learner.ipynb #faf04145
 class Autocast(Callback):
@@ -317,6 +317,14 @@ def _rehearse_validation(self:CifarLearner):
     b = self._one_batch(self.dls.valid)
     for k in {len(b[0]), n%len(b[0])}-{0}: self._alone(*[o[:k] for o in b])
 
+# %% ../nbs/09_learner.ipynb #d20bb25c
+def compile_model(
+    model:nn.Module # Any model; it stays the same object
+):
+    '`torch.compile` for the whole of `model`'
+    from torch._dynamo import config
+    with config.patch(wrap_top_frame=True): model.compile(dynamic=False)
+
 # %% ../nbs/09_learner.ipynb #73cfb12c
 @patch
 @contextmanager
@@ -326,7 +334,7 @@ def _compiling(self:CifarLearner):
     from torch._dynamo import config,exc
     try:
         if not self._compiled:
-            self.model.compile(dynamic=False)
+            compile_model(self.model)
             self._compiled = self.model._compiled_call_impl
         vars(self.model)['_compiled_call_impl'] = self._compiled
         with config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True): yield

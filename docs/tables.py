@@ -27,13 +27,14 @@ def add(paths, machine, busy):
     "Put finished runs into both files, in place of those of the same recipe, data, machine and seed"
     from cifar_fast.bench import run_flops
     from cifar_fast.runs import find_runs,run_results
-    from cifar_fast.train import run_model
+    from cifar_fast.models import get_model
     rows,epochs = [],[]
     for run in find_runs(paths):
         c,res,flops = run.config,run_results(run),run_flops(run)/1e15
         if c['valid_pct']: raise SystemExit(f'{run}: trained without its validation images (valid_pct), which no figure here is')
         own = dict(recipe=c['recipe']['name'], fingerprint=c['data']['fingerprint'], machine=machine, seed=c['seed'])
-        params = sum(p.numel() for n,p in run_model(run).named_parameters() if 'whiten' not in n)  # which is not trained
+        net = get_model(c['recipe']['model'], len(c['data']['classes']), **c['recipe']['model_args'])
+        params = sum(p.numel() for n,p in net.named_parameters() if 'whiten' not in n)  # which is not trained
         tta = round(100*res['tta_accuracy'], 2) if 'tta_accuracy' in res else None
         rows.append(dict(own, net=c['recipe']['model'], parameters=params, epochs=res['epochs'], pflop=round(flops[-1], 4),
                          accuracy=round(100*res['test_accuracy'], 2), tta=tta,

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from fastai.basics import Callback,Learner,OptimWrapper
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from cifar_fast.learner import CifarLearner,cifar_learner
+from cifar_fast.learner import CifarLearner,cifar_learner,compile_model
 from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
 from cifar_fast.device import DeviceDL
 from cifar_fast.loaders import cifar_dls
-from cifar_fast.models import resnet9
+from cifar_fast.models import resnet9,speed_net
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
 from cifar_fast.train import recipe_learner,resume_run,train_recipe
@@ -171,6 +171,19 @@ def test_nothing_is_left(folder, monkeypatch, why, how):
         assert set(vars(learn.model))==own and 'forward' not in own and not torch.is_autocast_enabled('cpu')
         assert (learn._steps,learn._compiled,'one_batch' in vars(learn))==({},None,False)
         if where in rehearsals: assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
+
+@pytest.mark.parametrize('net', [resnet9,speed_net], ids=lambda o: o.__name__)
+def test_compiles_the_whole_net(monkeypatch, net):
+    "One graph that has every layer in it"
+    graphs = []
+    def backend(g, xs): return graphs.append([n.op for n in g.graph.nodes]) or g.forward
+    torch._dynamo.reset()
+    real,model = torch.nn.Module.compile,net(width=4)
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend=backend, **kw))
+    compile_model(model)
+    model(torch.randn(8, 3, 32, 32))
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d,torch.nn.BatchNorm2d))]
+    assert len(graphs)==1 and len(graphs[0])>2*len(layers)
 
 @pytest.mark.parametrize('name', ['assignment','fast'])
 def test_compiles_once_a_size(folder, monkeypatch, name):
