@@ -87,6 +87,7 @@ def recipe_cbs(
     'The callbacks of the tricks that `recipe` uses'
     r = recipe
     cbs = [AlternatingFlip(seed)]*r.alternating_flip + [ProgressiveResize(r.progressive_resizing)]*bool(r.progressive_resizing)
+    cbs += [MixUp(r.mixup)]*bool(r.mixup) + [CutMix(r.cutmix)]*bool(r.cutmix)
     return cbs + [L1Penalty(r.l1)]*bool(r.l1) + [EMA(r.ema)]*bool(r.ema)
 
 # %% ../nbs/19_train.ipynb #c74c3b30
