@@ -293,6 +293,7 @@ def cifar_fast_lr_find(
     check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
     out = check_free(ifnone(out, f'runs/lr-{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}'))
     changes,how = split_values(values)
+    if 'patience' in how: raise CifarFastError('--patience goes with cifar_fast_train: leave it out, as a range test ends by itself')
     chosen = get_recipe(recipe).changed(**changes)
     chosen,how,images = chosen.ready(how)
     learn = recipe_learner(chosen, images, **how)

@@ -11,6 +11,7 @@ from contextlib import ExitStack,contextmanager,nullcontext
 from fastai.basics import *
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.losses import CrossEntropyLossFlat
@@ -379,8 +380,8 @@ def _do_one_batch(self:CifarLearner):
 def _check_graph(self:CifarLearner):
     'Raise a `CifarFastError` where a step cannot be recorded'
     within = [e for e in _batch_events if e not in ('before_batch','after_cancel_batch','after_batch')]
-    for cb in L(within).map(self.ordered_cbs).concat():
-        if cb.run_train and not isinstance(cb, _of_the_step):
+    for cb in L(within).map(self.ordered_cbs).concat() + self._grab_cbs(MixHandler):
+        if cb.run_train and not isinstance(cb, _of_the_step) or isinstance(cb, MixHandler):  # which changes the loss
             raise CifarFastError(f'a CUDA graph repeats a step without asking {cb}, which has a part in it: leave out --graph')
     if not isinstance(self.opt, OptimWrapper): raise CifarFastError("a CUDA graph needs one of PyTorch's optimizers: leave out --graph")
     device = next(self.model.parameters()).device

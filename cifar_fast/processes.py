@@ -14,8 +14,8 @@ from fastai.basics import *
 from .runs import left_alone
 
 # %% auto #0
-__all__ = ['patience', 'n_processes', 'is_first', 'own_device', 'LostProcess', 'peers', 'leave', 'joined', 'gathered', 'agreed',
-           'check_together', 'its_share', 'Shares', 'Sums']
+__all__ = ['peer_timeout', 'n_processes', 'is_first', 'own_device', 'LostProcess', 'peers', 'leave', 'joined', 'gathered',
+           'agreed', 'check_together', 'its_share', 'Shares', 'Sums']
 
 # %% ../nbs/11a_processes.ipynb #74d78052
 def n_processes()->int:
@@ -40,7 +40,7 @@ def own_device(
     return torch.device('cuda', i)
 
 # %% ../nbs/11a_processes.ipynb #bc2d0701
-patience = 50  # seconds
+peer_timeout = 50  # seconds
 
 class LostProcess(CifarFastError):
     'Another process of this training has ended, or hangs'
@@ -86,7 +86,7 @@ def joined(
         try: from accelerate import PartialState
         except ImportError as e: raise CifarFastError("several processes need a package: pip install 'cifar_fast[processes]'") from e
         try:
-            with warnings.catch_warnings(action='ignore'): PartialState(cpu=own.type=='cpu', timeout=timedelta(seconds=patience))
+            with warnings.catch_warnings(action='ignore'): PartialState(cpu=own.type=='cpu', timeout=timedelta(seconds=peer_timeout))
         except (RuntimeError,ValueError) as e:
             raise CifarFastError(f'the {n_processes()} processes did not find each other: {str(e).splitlines()[0]}') from e
     try: yield own

@@ -43,6 +43,7 @@ def read_literal(
 # %% ../nbs/18_recipes.ipynb #1ff42afb
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
+Alpha = Annotated[float, Field(ge=0, le=1000)]
 Whole = Annotated[int, Field(gt=0, le=1_000_000)]
 Pixels = Annotated[int, Field(gt=0, le=1024)]
 Values = Annotated[dict[str,Any], BeforeValidator(read_literal)]
@@ -99,6 +100,8 @@ class Recipe(Schedule):
     wd:NonNegativeFloat=5e-4       # Weight decay, coupled
     l1:NonNegativeFloat=0.         # Factor of the sum of absolute weights in the loss that is trained on
     label_smoothing:Fraction=0.    # Fraction of the target that is spread over all classes
+    mixup:Alpha=0.                 # MixUp: alpha of the Beta distribution that the part of the other image comes from; 0: without
+    cutmix:Alpha=0.                # CutMix: the same for the size of the piece; not beside MixUp; 0: without
     opt:str='sgd'                  # Optimizer: 'sgd', or 'muon', for which `lr`, `mom` are those of the filters and `wd` that of the rest
     opt_args:Values=Field(default_factory=dict) # Further arguments of the optimizer, such as bias_lr=2.5
     alternating_flip:bool=False    # Flip each image in every other epoch? The policy should not flip then
@@ -130,6 +133,8 @@ def check(self:Recipe):
     for k in self.opt_args:
         if not names: raise CifarFastError(f'opt_args: {self.opt} has none but lr, mom, wd and nesterov, which are values of the recipe')
         choose(k, names, f'argument of {self.opt}')
+    check_value(not (self.mixup and self.cutmix), 'cutmix', self.cutmix, '0, or mixup=0: each batch is mixed in one way')
+    check_value(self.bs>1 or not (self.mixup or self.cutmix), 'bs', self.bs, 'at least 2: one image has nothing to be mixed with')
     starts = [a for a,_ in self.progressive_resizing]
     check_value(starts==sorted({*starts}), 'progressive_resizing', self.progressive_resizing, 'fractions that rise')
     try: _arguments.validate_python({**self.model_args, **self.opt_args}, strict=True)

@@ -28,7 +28,7 @@ def _changed(run, recipe, base):
     def other(than): return {k: v for k,v in vars(recipe).items() if k not in ('name','about','notes') and v!=getattr(than, k)}
     res = other(base)
     res |= other(base.replace(**res))  # what would follow and did not
-    return res | {k: run.config[k] for k in ('seed','valid_pct','num_workers') if run.config[k]}
+    return res | {k: run.config[k] for k in ('seed','valid_pct','num_workers','patience') if run.config.get(k)}
 
 # %% ../nbs/20_report.ipynb #1843fa8a
 def repeat_command(
@@ -248,7 +248,7 @@ def _differing(rows):
     'Of each experiment, the values that are not the same everywhere'
     skip = 'name','about','notes','data'
     values = [{k: v for k,v in vars(run_recipe(r['runs'][0])).items() if k not in skip} |
-              {k: r['runs'][0].config[k] for k in ('precision','valid_pct')} for r in rows]
+              {k: r['runs'][0].config.get(k) for k in ('precision','valid_pct','patience')} for r in rows]
     return [{k: v for k,v in o.items() if any(p[k]!=v for p in values)} for o in values]
 
 def _comparison(rows):

@@ -199,6 +199,7 @@ class RunConfig(TypedDict, total=False):
     pipeline:Literal['device','item']
     num_workers:NonNegativeInt
     valid_pct:Annotated[float,Field(ge=0, lt=1)]
+    patience:PositiveInt|None
     compile:bool
     graph:bool
     deterministic:bool
@@ -316,6 +317,7 @@ def result_rows(
     data = f"{c['data']['name']}, {c['data']['train']:,} training and {c['data']['test']:,} test images"
     how = ', '.join([c['precision'], f"{c['pipeline']} pipeline", *[k for k in ('compile','graph','deterministic') if c.get(k)]])
     rows = [('recipe', f"{c['recipe']['name']}, seed {c['seed']}, {how}"), ('data', data)]
+    if results.get('epochs', 0)<(planned := c['recipe'].get('epochs', 0)): rows.append(('stopped early', f'of {planned} epochs'))
     rows += [(label, form.format(results[k])) for k,(label,form) in result_labels.items()
              if k in results and (results[k] or k!='warmup_seconds')]  # on a CPU there is none
     return rows + [(f"Grad-CAM on the shape, {r['who']}", f"{r['energy_on_object']:.1%} of the heat, {r['pointing']:.1%} of the maxima")
@@ -328,7 +330,8 @@ def experiment(
     'What makes two runs repetitions of one another: all but the seed'
     c = run.config
     values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes','data','labels')}  # the data may move; see the fingerprint
-    return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct']], sort_keys=True)
+    return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct'],c.get('patience')], sort_keys=True)
+
 
 # %% ../nbs/11_runs.ipynb #53e4bf66
 def find_runs(
@@ -366,8 +369,9 @@ def compare_table(
     rows = []
     for same in groupby(L(runs), experiment).values():
         c,res = same[0].config,[run_results(r) for r in same]
+        few,most = (f(r['epochs'] for r in res) for f in (min,max))  # not the same where trainings stop early
         rows.append(dict(recipe=c['recipe']['name'], data=c['data']['name'], fingerprint=c['data']['fingerprint'],
-                         epochs=res[0]['epochs'], **mean_sd(res), runs=same))
+                         epochs=few if few==most else f'{few}–{most}', **mean_sd(res), runs=same))
     return rows
 
 # %% ../nbs/11_runs.ipynb #ea68cc6d

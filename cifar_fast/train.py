@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import EarlyStoppingCallback
 from . import __version__
 from .core import *
 from .data import ImageArrays,load_images
@@ -41,6 +42,7 @@ def train_args(
     for k,end in dict(seed=2**32, num_workers=257).items():
         check_value(isinstance(how[k], int) and 0<=how[k]<end, k, how[k], f'a whole number from 0 to {end-1}')
     check_fraction('valid_pct', how['valid_pct'])
+    if how['patience'] is not None: check_whole('patience', how['patience'])
     return how
 
 # %% ../nbs/19_train.ipynb #6f4f8440
@@ -87,6 +89,7 @@ def recipe_learner(
     pipeline:str='device', # 'device': the images lie on the device and are augmented in batches; 'item': one by one, by Albumentations
     compile:bool=False,    # Train with `torch.compile`?
     graph:bool=False,      # Train with each step as one CUDA graph?
+    patience:int=None,     # Stop after so many epochs without a better validation accuracy; None: never
     deterministic:bool=False, # On a GPU, let a seed repeat to the bit, which takes longer? On a CPU it does anyway
     device:str|torch.device=None, # Where to train; None: fastai's default device
     weights:bool=True,     # With the weights that the recipe begins with, where it names some? Not if those of a run take their place
@@ -94,7 +97,8 @@ def recipe_learner(
 )->Learner: # Untrained; its validation set is the split, or the test set where there is none
     'The learner that `recipe` describes'
     train_args(seed=seed, precision=precision, num_workers=num_workers, valid_pct=valid_pct, pipeline=pipeline, compile=compile,
-               graph=graph)
+               graph=graph, patience=patience)
+    check_value(patience is None or valid_pct, 'patience', patience, 'a split to judge by, too, such as --valid_pct .1, or leave it out')
     r,device = recipe,pick_device(device)
     r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
@@ -105,9 +109,12 @@ def recipe_learner(
     model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
     whiten_model(model, dls)
     if r.start and weights: load_start(model, r.start, images.vocab)
-    return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
+    learn = cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
                          compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed),
                          splitter=body_head if '/' in r.model or r.start else trainable_params)
+    learn.patience = patience
+    return learn
+
 
 # %% ../nbs/19_train.ipynb #aa0cd533
 def recipe_opt(
@@ -125,6 +132,8 @@ def recipe_cbs(
     'The callbacks of the tricks that `recipe` uses'
     r = recipe
     cbs = [AlternatingFlip(seed)]*r.alternating_flip + [ProgressiveResize(r.progressive_resizing)]*bool(r.progressive_resizing)
+    if r.mixup: cbs += [MixUp(r.mixup)]
+    if r.cutmix: cbs += [CutMix(r.cutmix)]
     return cbs + [L1Penalty(r.l1)]*bool(r.l1) + [EMA(r.ema)]*bool(r.ema)
 
 # %% ../nbs/19_train.ipynb #c74c3b30
@@ -133,8 +142,10 @@ def fit_recipe(self:Learner,
     recipe:Recipe,     # Whose schedule to follow
     start_epoch:int=0  # Epochs already done
 ):
-    "Train with the recipe's schedule"
-    self.fit(recipe.epochs, cbs=ParamScheduler(recipe.scheds()), start_epoch=start_epoch)
+    "Train with the recipe's schedule; a learner with `patience` stops when that is at its end"
+    cbs = [ParamScheduler(recipe.scheds())]  # and the other only in a fit, too: a later validation would ask it
+    if getattr(self, 'patience', None): cbs.append(EarlyStoppingCallback('accuracy', patience=self.patience))
+    self.fit(recipe.epochs, cbs=cbs, start_epoch=start_epoch)
 
 # %% ../nbs/19_train.ipynb #04011151
 def run_config(
@@ -199,7 +210,7 @@ def run_learner(
     device:str|torch.device=None # Where it is to be; None: fastai's default device
 )->Learner:
     'The learner of `run`'
-    recipe,how = run_recipe(run),{k: run.config[k] for k in train_args()}
+    recipe,how = run_recipe(run),{k: run.config.get(k) if k=='patience' else run.config[k] for k in train_args()}
     weights = not trained and not (run/'checkpoint.pt').exists()
     stats = tuple(run.config['data'][k] for k in ('mean','std')) if recipe.start else None  # the run that it began from may be gone
     learn = recipe_learner(recipe, images or run_images(run), device=device, weights=weights, stats=stats, **how)

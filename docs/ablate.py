@@ -19,6 +19,8 @@ def variants(r):
     if r.alternating_flip: yield 'random flips',r.replace(alternating_flip=False, policy=f'flip_{r.policy}')
     if r.label_smoothing: yield 'no label smoothing',r.replace(label_smoothing=0.)
     if r.progressive_resizing: yield 'full size throughout',r.replace(progressive_resizing=())
+    if r.mixup: yield 'no MixUp',r.replace(mixup=0.)
+    if r.cutmix: yield 'no CutMix',r.replace(cutmix=0.)
     if r.ema: yield 'no EMA',r.replace(ema=0.)
 
 def mean_sd(res, kind=''): return f"{res[f'{kind}mean']:.2%} ± {res[f'{kind}sd']:.2%}"

@@ -203,7 +203,7 @@ def test_ctrl_c(folder, tmp_path):
     assert len(g.lines())==1 and f'cifar_fast_train --resume {out}' in g.lines()[0], g.said()
 
 def test_one_hangs(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, 'patience', 2)
+    monkeypatch.setattr(processes, 'peer_timeout', 2)
     out = tmp_path/'run'
     g = Group(2, script(*long,'--data',folder,'--out',out), tmp_path/'said')
     begun(g, out)
