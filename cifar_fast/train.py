@@ -60,7 +60,6 @@ def recipe_learner(
     'The learner that `recipe` describes'
     train_args(seed=seed, precision=precision, num_workers=num_workers, valid_pct=valid_pct, pipeline=pipeline, compile=compile,
                graph=graph, patience=patience)
-    check_value(patience is None or valid_pct, 'patience', patience, 'a split to judge by, too, such as --valid_pct .1, or leave it out')
     r,device = recipe,pick_device(device)
     r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
@@ -68,14 +67,22 @@ def recipe_learner(
     dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline,
                     stats=weight_stats(r.model) if r.pretrained else None)
     model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
-    if hasattr(model, 'whiten'):  # by some thousand training images of all classes
-        items = dls.train.dataset.tls[0].items
+    if hasattr(model, 'whiten') and (items := dls.train.dataset.tls[0].items):  # by some thousand training images of all classes
         whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
-    learn = cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
+    return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
                          compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed),
-                         splitter=body_head if '/' in r.model else trainable_params)
-    learn.patience = patience
-    return learn
+                         splitter=body_head if '/' in r.model else trainable_params).stop_early(patience)
+
+# %% ../nbs/19_train.ipynb #89623ee6
+@patch
+def stop_early(self:Learner,
+    patience:int # Epochs without a better validation accuracy; None: never
+)->Learner: # `self`
+    'Let `fit_recipe` end when the validation accuracy no longer rises'
+    split = len(self.dls.loaders)>2  # or else what it validates on is the test set
+    check_value(patience is None or split, 'patience', patience, 'a split to judge by, too, such as --valid_pct .1, or leave it out')
+    self.patience = patience
+    return self
 
 # %% ../nbs/19_train.ipynb #aa0cd533
 def recipe_opt(
