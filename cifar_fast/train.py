@@ -51,9 +51,8 @@ def whiten_model(
     dls:DataLoaders  # Whose training images it is whitened by: some thousand, of all classes
 ):
     'Make the filters of the whitening layer of `model`'
-    if not hasattr(model, 'whiten'): return
-    items = dls.train.dataset.tls[0].items
-    whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
+    if hasattr(model, 'whiten') and (items := dls.train.dataset.tls[0].items):
+        whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
 
 # %% ../nbs/19_train.ipynb #43bb871b
 def start_stats(
@@ -98,7 +97,6 @@ def recipe_learner(
     'The learner that `recipe` describes'
     train_args(seed=seed, precision=precision, num_workers=num_workers, valid_pct=valid_pct, pipeline=pipeline, compile=compile,
                graph=graph, patience=patience)
-    check_value(patience is None or valid_pct, 'patience', patience, 'a split to judge by, too, such as --valid_pct .1, or leave it out')
     r,device = recipe,pick_device(device)
     r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
@@ -109,12 +107,20 @@ def recipe_learner(
     model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
     whiten_model(model, dls)
     if r.start and weights: load_start(model, r.start, images.vocab)
-    learn = cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
+    return cifar_learner(dls, model, mom=r.mom, wd=r.wd, opt_func=recipe_opt(r), label_smoothing=r.label_smoothing, precision=precision,
                          compile=compile, graph=graph, deterministic=deterministic, cbs=recipe_cbs(r, seed),
-                         splitter=body_head if '/' in r.model or r.start else trainable_params)
-    learn.patience = patience
-    return learn
+                         splitter=body_head if '/' in r.model or r.start else trainable_params).stop_early(patience)
 
+# %% ../nbs/19_train.ipynb #89623ee6
+@patch
+def stop_early(self:Learner,
+    patience:int # Epochs without a better validation accuracy; None: never
+)->Learner: # `self`
+    'Let `fit_recipe` end when the validation accuracy no longer rises'
+    split = len(self.dls.loaders)>2  # or else what it validates on is the test set
+    check_value(patience is None or split, 'patience', patience, 'a split to judge by, too, such as --valid_pct .1, or leave it out')
+    self.patience = patience
+    return self
 
 # %% ../nbs/19_train.ipynb #aa0cd533
 def recipe_opt(
@@ -408,7 +414,6 @@ def resume_run(
             learn = run_learner(run, images, trained=False, device=device)
         check_together(run_recipe(run).bs, images.fingerprint, run.config['compile'], run.config['graph'])
         return learn.train_run(run, images, quiet)
-
 
 # %% ../nbs/19_train.ipynb #43623792
 def move_run(

@@ -36,7 +36,8 @@ def timeless(results): return {k: v for k,v in results.items() if 'second' not i
 @pytest.mark.parametrize('mix', [dict(mixup=.4), dict(cutmix=1.)])
 def test_resumes(tiny, tmp_path, monkeypatch, mix, pipeline):
     "Beside smoothed labels, a running mean, alternating flips and sizes that grow: a resumed run mixes as a whole one does"
-    r = tiny.replace(**mix, label_smoothing=.1, ema=.8, alternating_flip=True, policy='crop', size=16, progressive_resizing=((0,12),(.6,16)))
+    r = tiny.replace(**mix, label_smoothing=.1, ema=.8, alternating_flip=True, policy='crop', size=16,
+                     progressive_resizing=((0,12),(.6,16)))
     whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True, pipeline=pipeline)
     parts = interrupted(r, tmp_path/'parts', monkeypatch, pipeline=pipeline)
     assert same(tmp_path/'whole', tmp_path/'parts') and timeless(whole)==timeless(parts)
@@ -87,7 +88,8 @@ def test_grad_cam_sees_whole_images(tiny):
         learn.fit(1, .01)
         learn.get_preds(cbs=(cam := GradCAMCallback()))
         x = torch.cat([x for x,_ in learn.dls.valid])
-    torch.testing.assert_close(cam.cams.as_subclass(torch.Tensor), grad_cam(learn.model.eval(), x).as_subclass(torch.Tensor), atol=1e-4, rtol=1e-3)
+    ours,alone = (o.as_subclass(torch.Tensor) for o in (cam.cams,grad_cam(learn.model.eval(), x)))
+    torch.testing.assert_close(ours, alone, atol=1e-4, rtol=1e-3)
 
 def test_graph_is_refused(tiny, tmp_path):
     for mix,name in ((dict(mixup=.2),'MixUp'),(dict(cutmix=1.),'CutMix')):

@@ -42,7 +42,8 @@ changed = dict(name='mine', about='another', data='shapes10', size=24, test=.3, 
                model='dilated_net', pretrained=True, start='runs/first', model_args=dict(dropout=.1), epochs=7, bs=3,
                schedule='step_decay', lr=.3, lr_min=.01, lr_end=.02,
                peak_epoch=1.5, step_epochs=2, gamma=.5, mom=.8,
-               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, mixup=.4, cutmix=1., opt='muon', opt_args=dict(bias_lr=2.5),
+               moms=(.9,.8,.7), nesterov=False, wd=1e-3, l1=1e-6, label_smoothing=.2, mixup=.4, cutmix=1.,
+               opt='muon', opt_args=dict(bias_lr=2.5),
                alternating_flip=True, progressive_resizing=((0,24),(.5,32)), ema=.9, tta=True, notes=('one','two'))
 
 needs = dict(opt_args=dict(opt='muon'), pretrained=dict(model='torchvision/resnet18'))
