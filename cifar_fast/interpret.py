@@ -236,6 +236,12 @@ def scaled(self:Predictions,
     'The same predictions, as sure as the temperature `t` makes them'
     return Predictions(self.logits/t, self.targs, self.vocab, self.images)
 
+# %% ../nbs/15_interpret.ipynb #30bb063b
+@patch(as_prop=True)
+def balanced_accuracy(self:Predictions)->float: # 0…1
+    'The mean of the accuracies of the classes'
+    return float(np.mean([self.correct[self.targs==c].mean() for c in np.unique(self.targs)]))
+
 # %% ../nbs/15_interpret.ipynb #39fb2556
 @patch
 def summary(self:Predictions
@@ -244,14 +250,8 @@ def summary(self:Predictions
     n,wrong = len(self),int((~self.correct).sum())
     rows = [('accuracy',f'{self.accuracy:.2%}'), ('cross-entropy',f'{self.losses.mean():.4f}')]
     rows += [(f'top-{k} accuracy', f'{self.top_k_accuracy(k):.2%}') for k in (2,5) if len(self.vocab)>k]
-    if len({r['support'] for r in self.per_class()})>1: rows.append(('balanced accuracy',f'{self.balanced_accuracy:.2%}'))
+    if np.ptp(np.unique(self.targs, return_counts=True)[1])>0: rows.append(('balanced accuracy',f'{self.balanced_accuracy:.2%}'))
     return rows + [('mistakes',f'{wrong:,} of {n:,}'), ('expected calibration error',f'{self.calibration()[1]:.2%}')]
-
-# %% ../nbs/15_interpret.ipynb #30bb063b
-@patch(as_prop=True)
-def balanced_accuracy(self:Predictions)->float: # 0…1
-    'The mean of the accuracies of the classes'
-    return float(np.mean([self.correct[self.targs==c].mean() for c in np.unique(self.targs)]))
 
 # %% ../nbs/15_interpret.ipynb #2fb760b7
 @patch

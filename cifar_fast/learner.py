@@ -323,8 +323,9 @@ def compile_model(
     model:nn.Module # Any model; it stays the same object
 ):
     '`torch.compile` for the whole of `model`'
-    from torch._dynamo import config
-    with config.patch(wrap_top_frame=True): model.compile(dynamic=False)
+    def whole(*args, **kwargs): return model._call_impl(*args, **kwargs)
+    whole.__code__ = whole.__code__.replace()  # PyTorch counts what it compiles by this, so that each model has a count of its own
+    model._compiled_call_impl = torch.compile(whole, dynamic=False)
 
 # %% ../nbs/09_learner.ipynb #73cfb12c
 @patch

@@ -10,6 +10,7 @@ from contextlib import ExitStack,contextmanager,suppress
 from datetime import timedelta
 from functools import partial
 from torch import distributed as dist
+from fastai import torch_core
 from fastai.basics import *
 from .runs import left_alone
 
@@ -167,7 +168,7 @@ class Shares(Callback):
         if part!=1: self.learn.loss_grad = self.loss_grad*part
     def before_validate(self):
         'Validate one net: the same in all processes'
-        nets = [get_model(self.model), *[o.averaged.module for o in self.learn.cbs if getattr(o, 'averaged', None)]]
+        nets = [torch_core.get_model(self.model), *[o.averaged.module for o in self.learn.cbs if getattr(o, 'averaged', None)]]
         for b in L(nets).map(nn.Module.buffers).concat():
             if b.is_floating_point(): dist.all_reduce(b.div_(self.n))
         self.own.enter_context(its_share(self.dl, self.rank, self.n))

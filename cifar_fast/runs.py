@@ -9,6 +9,7 @@ import csv,hashlib,io,json,math,platform,statistics,zipfile
 from contextlib import contextmanager,suppress
 from typing import Annotated,Literal
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from fastai import torch_core
 from fastai.basics import *
 from fastai.callback.tracker import SaveModelCallback
 from pydantic import Field,FiniteFloat,NonNegativeFloat,NonNegativeInt,PositiveInt,TypeAdapter,ValidationError
@@ -431,7 +432,7 @@ class Checkpoint(Callback):
     def after_epoch(self):
         'Write'
         if not getattr(self, 'trained', False): return
-        self.trained,rows,steps,net = False,self.history.epochs,self.history.steps,get_model(self.model)
+        self.trained,rows,steps,net = False,self.history.epochs,self.history.steps,torch_core.get_model(self.model)
         if not self.writes: return
         accs = [r['valid_accuracy'] for r in rows]
         ema = self.ema.averaged if hasattr(self.learn, 'ema') else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from .core import *
 from .device import DeviceDL,shrink_batch
+from fastai import torch_core
 from fastai.basics import *
 from fastai.callback import mixup
 from fastai.callback.fp16 import MixedPrecision
@@ -163,7 +164,7 @@ class EMA(Callback):
     ): store_attr()
     def before_fit(self):
         'Begin anew, unless the mean was restored'
-        if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(get_model(self.model), use_buffers=True)
+        if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(torch_core.get_model(self.model), use_buffers=True)
     def after_batch(self):
         'Take the weights into the mean'
         done = self.epoch*self.n_iter + self.iter + 1

@@ -1,7 +1,7 @@
 "`bench` runs, leaves its files, and survives a contender that does not; its figures are not looked at"
 import json,os,signal,subprocess,sys,time
 from contextlib import nullcontext
-from functools import partialmethod
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +98,7 @@ def test_compiled_contender(monkeypatch, name):
     torch._dynamo.reset()  # what other tests compiled here counts against its limit
     calls = []
     def backend(g, xs): return calls.append(g) or g.forward
-    monkeypatch.setattr(torch.nn.Module, 'compile', partialmethod(torch.nn.Module.compile, backend=backend))
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
     assert b._contender(name, tiny, b.noise_images(64, 32, 32), cpu, 'fp32', 0).turn(warm=1, steps=2, epochs=1)>0 and calls
 
 def test_step_costs():

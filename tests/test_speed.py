@@ -148,8 +148,7 @@ def test_no_step_holds_on_to_the_last(folder, monkeypatch):
 @pytest.mark.parametrize('how', [{}, dict(compile=True), dict(graph=True)], ids=lambda o: ''.join(o) or 'plain')
 def test_nothing_is_left(folder, monkeypatch, why, how):
     "An error or Ctrl-C, wherever it comes: the model is a plain one, and after a rehearsal what it was before"
-    real = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend='eager', **kw))
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
     monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
     monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: step)
     def stop(*args): raise why
@@ -178,8 +177,8 @@ def test_compiles_the_whole_net(monkeypatch, net):
     graphs = []
     def backend(g, xs): return graphs.append([n.op for n in g.graph.nodes]) or g.forward
     torch._dynamo.reset()
-    real,model = torch.nn.Module.compile,net(width=4)
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend=backend, **kw))
+    model = net(width=4)
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
     compile_model(model)
     model(torch.randn(8, 3, 32, 32))
     layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d,torch.nn.BatchNorm2d))]
@@ -190,8 +189,8 @@ def test_compiles_once_a_size(folder, monkeypatch, name):
     "The warm-up compiles for each size of image what the training runs, and the validation nothing"
     from torch._dynamo.testing import CompileCounterWithBackend
     torch._dynamo.reset()  # what other tests made it leave alone it compiles again
-    counter,seen,real = CompileCounterWithBackend('aot_eager'),[],torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: real(self, backend=counter, **kw))
+    counter,seen = CompileCounterWithBackend('aot_eager'),[]
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
     class Look(Callback):
         def before_train(self): seen.append(counter.frame_count)
         after_epoch = before_train
