@@ -34,13 +34,14 @@ __all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes'
            'cifar_fast_lr_find', 'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate',
            'cifar_fast_labels', 'cifar_fast_export', 'cifar_fast_demo', 'cifar_fast_bench']
 
-# %% ../nbs/24_cli.ipynb #174a2ac9
+# %% ../nbs/24_cli.ipynb #174a2ac8
 class Once(Action):
     'An option with a value, which may not be given twice'
     def __call__(self, parser, namespace, value, option_string=None):
         if hasattr(namespace, self.dest): parser.error(f'{option_string} is given twice')
         setattr(namespace, self.dest, value)
 
+# %% ../nbs/24_cli.ipynb #174a2ac9
 class ScriptParser(ArgumentParser):
     'The options of a function that is a script'
     def __init__(self,

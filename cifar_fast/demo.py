@@ -71,7 +71,7 @@ def need_gradio():
 
 def _plain(text): return re.sub(r'([\\`*_{}\[\]|#~$])', r'\\\1', html.escape(harmless(text), quote=False))
 
-# %% ../nbs/22a_demo.ipynb #727b196e
+# %% ../nbs/22a_demo.ipynb #727b196d
 def _columns(gr, show):
     'What is on the page'
     with gr.Row():
@@ -89,6 +89,7 @@ def _columns(gr, show):
                                 allow_custom_value=True, elem_id='layer')
     return picture,draw,said,classes,heat,of,layer
 
+# %% ../nbs/22a_demo.ipynb #727b196e
 def demo_page(
     show:NetOnShow # What is on it
 ):  # Gradio's `Blocks`

@@ -12,7 +12,8 @@ from .augment import *
 from .device import *
 
 # %% auto #0
-__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassName', 'ClassNumber', 'ImageDL', 'cifar_dls', 'image_batch']
+__all__ = ['pipelines', 'image_stats', 'ReadImage', 'ClassName', 'ClassNumber', 'ImageDL', 'image_items', 'cifar_dls',
+           'image_batch']
 
 # %% ../nbs/05_loaders.ipynb #2bd08c44
 def image_stats(
@@ -80,9 +81,22 @@ class ImageDL(ArrayDL):
         'The batch as it is: it has its types already'
         return res
 
-# %% ../nbs/05_loaders.ipynb #b9637337
+# %% ../nbs/05_loaders.ipynb #b9637336
 pipelines = dict(item=ImageDL, device=DeviceDL)
 
+def image_items(
+    ims:ImageArrays, # Training and test images
+    splits:list      # Of each loader, the numbers of its images, the training images first
+)->Datasets:
+    'The images with their classes, as `cifar_dls` makes loaders of them'
+    h,w = ims.train_x.shape[1:3]
+    if len(ims.vocab)<2: raise CifarFastError(f'{ims.name} has one class, {ims.vocab[0]}: a classifier needs two or more')
+    if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
+    tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
+    items = [*zip(ims.train_x, ims.train_y.tolist()), *zip(ims.test_x, ims.test_y.tolist())]
+    return ImageItems(items, tfms, splits=[o.tolist() for o in splits])
+
+# %% ../nbs/05_loaders.ipynb #b9637337
 def cifar_dls(
     data:str|Path|ImageArrays='cifar10', # What `load_images` takes, or what it gave
     bs:int=512,                  # Images in a batch
@@ -101,16 +115,10 @@ def cifar_dls(
     dl_type = choose(pipeline, pipelines, 'pipeline')
     check_value(pipeline=='item' or not num_workers, 'num_workers', num_workers, "0, or pipeline='item': workers augment single items")
     ims = data if isinstance(data, ImageArrays) else load_images(data, size)
-    n,h,w,_ = ims.train_x.shape
-    splits = [*ims.split(valid_pct, seed), n+np.arange(len(ims.test_y))]
-    if len(ims.vocab)<2: raise CifarFastError(f'{ims.name} has one class, {ims.vocab[0]}: a classifier needs two or more')
+    splits = [*ims.split(valid_pct, seed), len(ims.train_y)+np.arange(len(ims.test_y))]
     if not 1<=bs<=len(splits[0]): raise CifarFastError(f'batch size {bs}: choose from 1 to {len(splits[0])}, the number of training images')
-    if h!=w: raise CifarFastError(f'the images are {w}×{h}, not square: give a size to resize them to, such as --size {min(h,w)}')
-    mean,std = stats or image_stats(ims.train_x)
-    tfms = [[ItemGetter(0),ReadImage(h)],[ItemGetter(1),ClassNumber(vocab=ims.vocab, sort=False)]]
-    items = [*zip(ims.train_x, ims.train_y.tolist()), *zip(ims.test_x, ims.test_y.tolist())]
-    ds = ImageItems(items, tfms, splits=[o.tolist() for o in splits])
-    args = policy,h,tuple(round(255*m) for m in mean)
+    ds,(mean,std) = image_items(ims, splits),stats or image_stats(ims.train_x)
+    args = policy,ims.train_x.shape[1],tuple(round(255*m) for m in mean)
     item_tfms,batch_tfms = ([AlbumentationsTransform(get_policy(*args))],[]) if pipeline=='item' else ([],batch_policy(*args))
     dls = ds.dataloaders(bs=bs, val_bs=val_bs or bs, dl_type=dl_type, num_workers=num_workers, device=device or default_device(),
                          after_item=item_tfms, after_batch=[*batch_tfms, IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)])

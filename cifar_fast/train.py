@@ -24,10 +24,10 @@ from .interpret import *
 from .recipes import *
 
 # %% auto #0
-__all__ = ['train_args', 'whiten_model', 'start_stats', 'load_start', 'recipe_learner', 'recipe_opt', 'recipe_cbs', 'run_config',
-           'run_recipe', 'run_model', 'run_images', 'run_learner', 'run_predictions', 'how_exactly', 'TrimMemory',
-           'batch_that_fits', 'train_recipe', 'resume_run', 'move_run', 'check_same', 'train_seeds', 'sweep_recipes',
-           'train_sweep']
+__all__ = ['train_args', 'whiten_model', 'start_stats', 'load_start', 'held_out_bs', 'recipe_learner', 'recipe_opt', 'recipe_cbs',
+           'run_config', 'run_recipe', 'run_model', 'run_images', 'run_learner', 'run_predictions', 'how_exactly',
+           'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run', 'move_run', 'check_same', 'train_seeds',
+           'sweep_recipes', 'train_sweep']
 
 # %% ../nbs/19_train.ipynb #650383c5
 def train_args(
@@ -77,6 +77,16 @@ def load_start(
     except CifarFastError as e:
         raise CifarFastError(f'{e}. The net has to be that of the run: --recipe {run.path}, or its model and model_args') from e
 
+# %% ../nbs/19_train.ipynb #6f4f8445
+def held_out_bs(
+    bs:int,             # Images in a batch of the training
+    images:ImageArrays, # The data
+    device:torch.device # Where they are predicted
+)->int:
+    'Images in a batch that is not trained on: without gradients a GPU has room for more'
+    most = 4*bs if device.type=='cuda' else bs
+    return max(bs, min(most, 2000*32**2//images.train_x[0,...,0].size))
+
 # %% ../nbs/19_train.ipynb #6f4f8446
 def recipe_learner(
     recipe:Recipe,         # What to train
@@ -100,10 +110,8 @@ def recipe_learner(
     r,device = recipe,pick_device(device)
     r.check_images(images.train_x.shape[1], len(images.vocab))
     set_seed(seed, reproducible=device.type=='cpu')  # on a GPU the fastest convolutions, which do not repeat to the bit
-    most = 4*r.bs if device.type=='cuda' else r.bs  # no gradients: there is room for more
-    val_bs = max(r.bs, min(most, 2000*32**2//images.train_x[0,...,0].size))
-    dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=val_bs, device=device, pipeline=pipeline,
-                    stats=stats or start_stats(r), balance=r.balance)
+    dls = cifar_dls(images, r.bs, r.policy, valid_pct, seed=seed, num_workers=num_workers, val_bs=held_out_bs(r.bs, images, device),
+                    device=device, pipeline=pipeline, stats=stats or start_stats(r), balance=r.balance)
     model = get_model(r.model, len(images.vocab), r.pretrained and weights, **r.model_args)
     whiten_model(model, dls)
     if r.start and weights: load_start(model, r.start, images.vocab)
