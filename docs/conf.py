@@ -89,7 +89,8 @@ def notebook(docname, nb):
     srcs,cells,alt = [''.join(c['source']) for c in nb['cells']],[],''
     name = next((m[1] for s in srcs if (m := re.match(r'#\| default_exp (\w+)', s))), None)
     mod,exports = name and importlib.import_module(f'{lib}.{name}'),'\n'.join(s for s in srcs if s.startswith('#| export'))
-    if mod: rooms[name] = docname,dict.fromkeys(re.findall(rf'^from {lib}\.(\w+) import', exports, re.M))
+    used = [o.module.removeprefix(f'{lib}.') for o in ast.parse(exports).body if isinstance(o, ast.ImportFrom) and f'{lib}.' in o.module]
+    if mod: rooms[name] = docname,dict.fromkeys(used)
     for c,s in zip(nb['cells'], srcs):
         if c['cell_type']=='code': cells += code_cell(c, s, f'Figure in the section “{alt}”', mod)
         else:

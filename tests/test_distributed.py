@@ -189,8 +189,8 @@ def test_one_is_ended(folder, whole, tmp_path, n, rank, sig, resumed):
     assert not (out/'results.json').exists(), 'it had finished before it was stopped'
     assert codes[rank]==(-signal.SIGKILL if sig=='KILL' else 128+signal.SIGTERM) and {*codes[:rank],*codes[rank+1:]}=={2}
     assert len(g.lines())==1 and f'cifar_fast_train --resume {out}' in g.lines()[0], g.said()
-    assert not [o for o in out.iterdir() if o.name.startswith('.')]
     together(resumed, lambda: resume_run(out, quiet=True) and 0, tmp_path/'again')
+    assert not [o for o in out.iterdir() if o.name.startswith('.')]
     assert distance(whole, out)<1e-5 and len(rows(out/'history.csv'))==20
 
 def test_ctrl_c(folder, tmp_path):
