@@ -6,14 +6,14 @@ from setuptools import setup
 config = ConfigParser(delimiters=['='])
 config.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-onnx,processes = cfg['onnx_requirements'].split(),[cfg['processes_requirements']]
+extras = {k: cfg[f'{k}_requirements'].split() for k in ('onnx','timm','demo','processes','tensorboard','wandb','trackio')}
+needed = [o for k in ('onnx','demo','processes','tensorboard') for o in extras[k]]  # by the tests
 
 setup(
     version=cfg['version'], description=cfg['description'], author=cfg['author'], author_email=cfg['author_email'],
     license='Apache-2.0', keywords=cfg['keywords'].split(),
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'onnx': onnx, 'timm': [cfg['timm_requirements']], 'demo': [cfg['demo_requirements']], 'processes': processes,
-                    'dev': [*cfg['dev_requirements'].split(), *onnx, *processes, cfg['demo_requirements']]},
+    extras_require={**extras, 'dev': [*cfg['dev_requirements'].split(), *needed]},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
 )

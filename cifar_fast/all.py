@@ -16,6 +16,7 @@ from cifar_fast.learner import *
 from cifar_fast.tricks import *
 from cifar_fast.runs import *
 from cifar_fast.processes import *
+from cifar_fast.loggers import *
 from cifar_fast.range_test import *
 from cifar_fast.gradcam import *
 from cifar_fast.localization import *

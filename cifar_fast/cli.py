@@ -18,6 +18,7 @@ from .core import *
 from .range_test import *
 from .runs import *
 from .processes import *
+from .loggers import log_results
 from .recipes import *
 from .train import *
 from .report import *
@@ -166,6 +167,7 @@ def print_run(
     'What came out, and where it is'
     rows = result_rows(run) + [('run folder',run.path)]
     if report: rows.append(('report',report_run(run, quiet=True)))
+    if run.config.get('log'): log_results(run)
     print_table(rows)
 
 # %% ../nbs/24_cli.ipynb #a31c1d20
@@ -255,11 +257,12 @@ def cifar_fast_train(
     resume:str=None,     # Folder of an interrupted run to continue as it was; --data says where its data are now
     quiet:bool=False,    # No progress bars, no row an epoch
     report:bool=True,    # Write report.html; --no_report leaves it out
+    log:str=None,        # Tell tensorboard, wandb or trackio of each step, each epoch and the figures of the report, too
     list:bool=False,     # Show the recipes and leave
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Train a small-image classifier and leave a run folder with a report'
-    given = dict(values, recipe=recipe, out=out, seeds=seeds, sweep=sweep)
+    given = dict(values, recipe=recipe, out=out, seeds=seeds, sweep=sweep, log=log)
     if list and (other := [k for k,v in dict(given, resume=resume).items() if v is not None]):
         raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     if list: return list_recipes()
@@ -274,9 +277,9 @@ def cifar_fast_train(
     if (grid or seeds is not None) and 'seed' in how: raise CifarFastError('--seeds trains seeds 0, 1, 2, …: leave out --seed')
     if not quiet: print(f"{choose(how.get('pipeline', 'device'), _about_pipelines, 'pipeline')} ({pick_device(how.get('device'))})")
     with joined(how.get('device')), going_on(out := gathered(out)[0]):
-        if grid: return print_sweep(out, train_sweep(base, grid, out, ifnone(seeds, 1), quiet, **how))
-        if seeds is not None: return print_seeds(out, train_seeds(chosen, out, seeds, quiet, **how))
-        train_recipe(chosen, out, quiet, **how)
+        if grid: return print_sweep(out, train_sweep(base, grid, out, ifnone(seeds, 1), quiet, log=log, **how))
+        if seeds is not None: return print_seeds(out, train_seeds(chosen, out, seeds, quiet, log=log, **how))
+        train_recipe(chosen, out, quiet, log=log, **how)
         if is_first(): print_run(Run(out), report)
 
 # %% ../nbs/24_cli.ipynb #b1e71cf2

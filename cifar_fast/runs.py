@@ -201,6 +201,7 @@ class RunConfig(TypedDict, total=False):
     num_workers:NonNegativeInt
     valid_pct:Annotated[float,Field(ge=0, lt=1)]
     patience:PositiveInt|None
+    log:str|None
     compile:bool
     graph:bool
     deterministic:bool

@@ -19,6 +19,7 @@ from .learner import L1Penalty,cifar_learner
 from .tricks import *
 from .runs import *
 from .processes import *
+from .loggers import *
 from .localization import cam_localization
 from .interpret import *
 from .recipes import *
@@ -341,7 +342,8 @@ def train_run(self:Learner,
     recipe = run_recipe(run)
     self.add_cbs([Checkpoint(run, 'valid' if run.config['valid_pct'] else 'test', is_first()), TrimMemory()])
     done = self.checkpoint.restore()
-    with ContextManagers([self.no_bar(), self.no_logging()] if quiet else []):
+    with ContextManagers([self.no_bar(), self.no_logging()] if quiet else []), ExitStack() as logging:
+        if run.config.get('log') and is_first(): self.add_cb(RunLog(logging.enter_context(opened(run))))
         with batch_that_fits(recipe.bs, self.dls.device), self.together(run.path, run.config['seed']):
             self.fit_recipe(recipe, start_epoch=done)
         return self.finish_run(run, images) if is_first() else None
@@ -382,6 +384,7 @@ def train_recipe(
     quiet:bool=False,      # Neither progress bars nor a row an epoch
     device:str|torch.device=None, # Where to train; None: fastai's default device
     images:ImageArrays=None, # The data, where they are at hand; None: load them
+    log:str=None,          # Tell one of `loggers`, too: 'tensorboard', 'wandb' or 'trackio'
     **kwargs
 )->dict: # The results
     'Train `recipe` and leave a run folder'
@@ -389,6 +392,7 @@ def train_recipe(
     with joined(device) as device, ExitStack() as held:
         with agreed():
             if is_first(): check_free(out)
+            check_logger(log)
             how,device = train_args(**kwargs),pick_device(device)
             recipe,how,images = recipe.ready(how, images)
             learn = recipe_learner(recipe, images, device=device, **how)
@@ -396,7 +400,7 @@ def train_recipe(
         with agreed():
             if is_first():
                 held.enter_context(hold(out))
-                Run.create(out, run_config(recipe, how, images, learn.dls))
+                Run.create(out, run_config(recipe, dict(how, log=log), images, learn.dls))
         run = Run(out)
         try: return learn.train_run(run, images, quiet)
         except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
@@ -450,14 +454,16 @@ def check_same(
     if other: raise CifarFastError(f'{run.path} holds a run with another {" and ".join(other)}: choose another folder with --out')
 
 # %% ../nbs/19_train.ipynb #1f3a9620
-def _seed_runs(recipe, out, n, quiet, device, how):
+def _seed_runs(recipe, out, n, quiet, device, log, how):
     'For each seed a function that gives its results; a `CifarFastError` if that cannot be trained, or `out` holds something else'
     if (out/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')
+    check_logger(log)
     recipe,how,images = recipe.ready(how)
     same = dict(how, precision=pick_precision(how['precision'], pick_device(device)))
     def todo(i):
         path = out/f'seed{i}'
-        if not (path/'config.json').exists(): return partial(train_recipe, recipe, check_free(path), quiet, device, **dict(how, seed=i))
+        if not (path/'config.json').exists():
+            return partial(train_recipe, recipe, check_free(path), quiet, device, log=log, **dict(how, seed=i))
         check_same(run := Run(path), recipe, dict(same, seed=i), images)
         if run_recipe(run)!=recipe: run = move_run(run, recipe.data, recipe.labels)
         return partial(run_results, run) if run.finished else partial(resume_run, path, quiet, device)
@@ -473,12 +479,13 @@ def train_seeds(
     n:int=5,               # How many runs, with seeds from 0
     quiet:bool=False,      # Neither progress bars nor a row an epoch
     device:str|torch.device=None, # Where to train; None: fastai's default device
+    log:str=None,          # Tell one of `loggers`, too
     **kwargs
 )->dict: # `runs`, the results of each, and what `mean_sd` makes of them
     'Train `recipe` with several seeds'
     check_value(2<=n<=10_000, 'the number of seeds', n, 'at least 2, for a mean and a standard deviation, and at most 10,000')
     recipe.check()
-    runs = [f() for f in _seed_runs(recipe, Path(out), n, quiet, device, train_args(**kwargs))]
+    runs = [f() for f in _seed_runs(recipe, Path(out), n, quiet, device, log, train_args(**kwargs))]
     return dict(runs=runs, **mean_sd(runs))
 
 # %% ../nbs/19_train.ipynb #c64594c3
@@ -511,6 +518,7 @@ def train_sweep(
     seeds:int=1,           # Runs of each combination, with seeds from 0
     quiet:bool=False,      # Neither progress bars nor a row an epoch
     device:str|torch.device=None, # Where to train; None: fastai's default device
+    log:str=None,          # Tell one of `loggers`, too
     **kwargs
 )->dict: # For each combination what `mean_sd` makes of its runs, or why it `failed`; with a validation split the best by it comes first
     'Train every combination of the values in `grid`'
@@ -518,7 +526,7 @@ def train_sweep(
     if (Path(out)/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')
     how,recipes,res = train_args(**kwargs),sweep_recipes(recipe, grid),{}
     def folder(name): return Path(out)/re.sub(r'[^\w.=,+-]+', '_', name)
-    todo = {k: _seed_runs(r, folder(k), seeds, quiet, device, how) for k,r in recipes.items()}
+    todo = {k: _seed_runs(r, folder(k), seeds, quiet, device, log, how) for k,r in recipes.items()}
     if not first(recipes.values()).ready(how)[1]['valid_pct']:
         print('a sweep without a validation split would choose by the test set, so no winner is marked: give it --valid_pct .1')
     for k,runs in todo.items():
