@@ -47,8 +47,9 @@ class Tracker:
         run:Run, # Whose numbers come
         name:str # 'wandb' or 'trackio'
     ):
-        self.api,called = import_module(name),harmless(run.path.resolve().name)
-        more = dict(dir=str(run.path), id=f"{called}-{run.config['data']['fingerprint']}") if name=='wandb' else {}
+        self.api,own = import_module(name),run.config['log_id']
+        called = f"{harmless('/'.join(run.path.resolve().parts[-2:]))} {own}"
+        more = dict(dir=str(run.path), id=own) if name=='wandb' else {}
         self.api.init(project='cifar_fast', name=called, config=run.config, resume='allow', **more)
     def scalars(self, values, step):
         'Send numbers'
@@ -118,7 +119,7 @@ def log_results(
     run:Run # A finished run, with a logger in its config.json
 ):
     'Tell the logger what came out, and show it the figures of the report, where there is one'
-    results,n = run_results(run),len(run.read_table('steps.csv'))
+    results,n = run_results(run),len(run.read_table('steps.csv'))+1  # what came after the last step
     with opened(run) as log:
         log.scalars(_numbers('result', results), n)
         if (run/'report.html').exists():

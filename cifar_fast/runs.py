@@ -202,6 +202,7 @@ class RunConfig(TypedDict, total=False):
     valid_pct:Annotated[float,Field(ge=0, lt=1)]
     patience:PositiveInt|None
     log:str|None
+    log_id:str
     compile:bool
     graph:bool
     deterministic:bool

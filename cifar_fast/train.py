@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
-import dataclasses,inspect,itertools,json,platform,re,time
+import dataclasses,inspect,itertools,json,platform,re,time,uuid
 from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
@@ -400,7 +400,8 @@ def train_recipe(
         with agreed():
             if is_first():
                 held.enter_context(hold(out))
-                Run.create(out, run_config(recipe, dict(how, log=log), images, learn.dls))
+                told = dict(log=log, log_id=uuid.uuid4().hex[:8]) if log else {}
+                Run.create(out, run_config(recipe, dict(how, **told), images, learn.dls))
         run = Run(out)
         try: return learn.train_run(run, images, quiet)
         except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back

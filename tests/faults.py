@@ -68,7 +68,10 @@ def pool(cases, jobs):
                 i,f = todo.pop()
                 running[fork(lambda i=i, f=f: _write(i, f))] = i
             pid,_ = os.wait()
-            if pid in running: res[i] = json.loads((Path(tmp)/f'{i}').read_text()) if (i := running.pop(pid)) is not None else 0
+            if pid not in running: continue
+            i = running.pop(pid)
+            res[i] = json.loads((Path(tmp)/f'{i}').read_text())
+            if sys.stderr.isatty(): print(f'\r{len(res)} of {len(cases)} ', end='', file=sys.stderr)
         return [res[i] for i in range(len(cases))]
 
 def script(argv):

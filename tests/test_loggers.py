@@ -43,7 +43,7 @@ def test_tensorboard(tiny, tmp_path, monkeypatch):
     cifar_fast_train(resume=str(out), quiet=True)
     told,images = read_back(run := Run(out))
     same(told, run)
-    assert told['result/test_accuracy']==[(len(run.read_table('steps.csv')),pytest.approx(run_results(run)['test_accuracy']))]
+    assert told['result/test_accuracy']==[(len(run.read_table('steps.csv'))+1,pytest.approx(run_results(run)['test_accuracy']))]
     assert len(images)==len(page_figures(run/'report.html'))>10 and any('Confusion matrix' in o for o in images)
 
 def test_same_weights(tiny, tmp_path):
@@ -65,8 +65,12 @@ def test_trackers(tiny, tmp_path, monkeypatch, name):
     mod.__spec__ = importlib.util.spec_from_loader(name, None)
     cifar_fast_train(out=str(tmp_path/'run'), quiet=True, log=name, **tiny)
     same(told, run := Run(tmp_path/'run'))
-    assert began[1::2]==['end','end'] and began[0]==began[2] and began[0]['config']==run.config and began[0]['name']=='run'
+    assert began[1::2]==['end','end'] and began[0]==began[2] and began[0]['config']==run.config
+    assert began[0]['name'].split()==[f'{tmp_path.name}/run',run.config['log_id']]
     assert images==[k for k,_ in page_figures(run/'report.html')]
+    began.clear()
+    train_seeds(get_recipe('assignment').replace(**tiny), tmp_path/'seeds', 2, quiet=True, log=name)
+    assert len({o['name'] for o in began[::2]})==2 and (name!='wandb' or len({o['id'] for o in began[::2]})==2)
 
 @pytest.mark.parametrize('name', ['wandb','trackio'])
 def test_real_trackers(tiny, tmp_path, monkeypatch, name):
@@ -88,6 +92,10 @@ def test_refused(tiny, tmp_path, monkeypatch):
         for f in (train_recipe,partial(train_seeds, n=2)):
             with pytest.raises(CifarFastError, match=why): f(recipe, tmp_path/'out', log=name)
     assert not os.listdir(tmp_path)
+
+def test_said_in_a_line(run_script):
+    (code,_,err), = run_script(['--log','tensorbord'])
+    assert code==2 and len(err.splitlines())==1 and "did you mean 'tensorboard'" in err
 
 def test_what_cannot_begin(tiny, tmp_path, monkeypatch):
     "A logger that fails is told in a line, and leaves no run behind"
