@@ -247,7 +247,6 @@ def continue_run(
         if not complete: resume_run(path, quiet, given.get('device'))
         if is_first(): print_run(Run(path), report)
 
-
 # %% ../nbs/24_cli.ipynb #7ec82682
 def cifar_fast_train(
     recipe:str=None,     # Recipe to follow: a name that --list shows, a .toml file, or a run's folder (default: assignment)

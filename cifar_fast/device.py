@@ -264,9 +264,13 @@ class ArrayDL(TfmdDL):
     weights = None  # how often each image is drawn, in proportion; None: each once
     def get_idxs(self):
         'The order of the images, which it remembers'
-        drawn = self.shuffle and self.weights is not None
-        self.idxs = torch.multinomial(self.weights, self.n, replacement=True).tolist() if drawn else super().get_idxs()
+        drawn = self.by_weight()
+        self.idxs = super().get_idxs() if drawn is None else drawn.tolist()
         return self.idxs
+
+    def by_weight(self):
+        'Images drawn by their weights, for the next pass; None where they have none'
+        if self.shuffle and self.weights is not None: return torch.multinomial(self.weights, self.n, replacement=True)
 
     def to_detach(self,
         b,                # Tensors, in tuples, lists or dicts
@@ -317,8 +321,9 @@ class DeviceDL(ArrayDL):
 @patch
 def get_idxs(self:DeviceDL):
     'The order of the next pass'
-    if self.shuffle and self.weights is not None: self.idxs = torch.multinomial(self.weights, self.n, replacement=True)
-    else: self.idxs = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+    drawn = self.by_weight()
+    if drawn is None: drawn = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+    self.idxs = drawn
     return self.idxs
 
 @patch

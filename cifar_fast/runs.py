@@ -163,7 +163,6 @@ def hold(
             if not fcntl: (path/_lock).unlink(missing_ok=True)
             for o in made: o.rmdir()  # unless it holds something, as it should
 
-
 # %% ../nbs/11_runs.ipynb #a3c1e802
 def left_alone(
     path:str|Path # A folder that another process held
@@ -334,7 +333,6 @@ def experiment(
     c = run.config
     values = {k: v for k,v in c['recipe'].items() if k not in ('about','notes','data','labels')}  # the data may move; see the fingerprint
     return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct'],c.get('patience')], sort_keys=True)
-
 
 # %% ../nbs/11_runs.ipynb #53e4bf66
 def find_runs(

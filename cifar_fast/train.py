@@ -343,7 +343,7 @@ def train_run(self:Learner,
     self.add_cbs([Checkpoint(run, 'valid' if run.config['valid_pct'] else 'test', is_first()), TrimMemory()])
     done = self.checkpoint.restore()
     with ContextManagers([self.no_bar(), self.no_logging()] if quiet else []), ExitStack() as logging:
-        if run.config.get('log') and is_first(): self.add_cb(RunLog(logging.enter_context(opened(run))))
+        if run.config.get('log') and is_first(): logging.enter_context(self.added_cbs(RunLog(logging.enter_context(opened(run)))))
         with batch_that_fits(recipe.bs, self.dls.device), self.together(run.path, run.config['seed']):
             self.fit_recipe(recipe, start_epoch=done)
         return self.finish_run(run, images) if is_first() else None

@@ -23,6 +23,18 @@ def draw_folder(path, classes=('ant','bee','cat'), n=24, n_test=8, size=16, seed
             for i in range(k): Image.fromarray(np.clip(color+rng.normal(0, 40, (size,size,3)), 0, 255).astype('uint8')).save(d/f'{i}.png')
     return Path(path)
 
+def interrupted(recipe, out, monkeypatch, after=0, **kwargs):
+    "A run that was stopped when so many epochs after the first were written"
+    from cifar_fast.train import Checkpoint,train_recipe
+    write = Checkpoint.after_epoch
+    def stop(self):
+        write(self)
+        if self.epoch==after: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, 'after_epoch', stop)
+        with pytest.raises(KeyboardInterrupt): train_recipe(recipe, out, precision='fp32', quiet=True, **kwargs)
+    return out
+
 @pytest.fixture(scope='session')
 def folder(tmp_path_factory): return draw_folder(tmp_path_factory.mktemp('images')/'colors')
 

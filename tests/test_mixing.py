@@ -1,6 +1,7 @@
 "Mixed images and stopping early: as the formulas say, to the bit where a run is resumed, and refused where they cannot be"
 import json,shutil
 import pytest,torch
+from conftest import interrupted
 from fastai.basics import Callback
 from safetensors.torch import load_file
 from cifar_fast.core import CifarFastError,precisions
@@ -8,23 +9,16 @@ from cifar_fast.data import load_images
 from cifar_fast.gradcam import GradCAMCallback,grad_cam
 from cifar_fast.learner import Autocast
 from cifar_fast.recipes import get_recipe
-from cifar_fast.runs import Checkpoint,Run,result_rows
+from cifar_fast.runs import Run,result_rows
 from cifar_fast.report import repeat_command
 from cifar_fast.train import recipe_learner,resume_run,train_recipe
 
 @pytest.fixture(scope='module')
 def tiny(folder): return get_recipe('demo').replace(data=str(folder), epochs=4, bs=24, policy='flip_crop', model_args=dict(width=4))
 
-def interrupted(recipe, out, monkeypatch, after=1, **kwargs):
-    "Train until so many epochs are written, and resume"
-    write = Checkpoint.after_epoch
-    def stop(self):
-        write(self)
-        if self.epoch==after: raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(Checkpoint, 'after_epoch', stop)
-        with pytest.raises(KeyboardInterrupt): train_recipe(recipe, out, precision='fp32', quiet=True, **kwargs)
-    return resume_run(out, quiet=True)
+def resumed(*args, **kwargs):
+    "Train until two epochs are written, and go on"
+    return resume_run(interrupted(*args, after=1, **kwargs), quiet=True)
 
 def same(a, b):
     a,b = (load_file(o/'model.safetensors') for o in (a,b))
@@ -39,7 +33,7 @@ def test_resumes(tiny, tmp_path, monkeypatch, mix, pipeline):
     r = tiny.replace(**mix, label_smoothing=.1, ema=.8, alternating_flip=True, policy='crop', size=16,
                      progressive_resizing=((0,12),(.6,16)))
     whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True, pipeline=pipeline)
-    parts = interrupted(r, tmp_path/'parts', monkeypatch, pipeline=pipeline)
+    parts = resumed(r, tmp_path/'parts', monkeypatch, pipeline=pipeline)
     assert same(tmp_path/'whole', tmp_path/'parts') and timeless(whole)==timeless(parts)
     train_recipe(r.replace(mixup=0., cutmix=0.), tmp_path/'plain', precision='fp32', quiet=True, pipeline=pipeline)
     assert not same(tmp_path/'whole', tmp_path/'plain')
@@ -115,7 +109,7 @@ def test_stop_survives_a_resume(tiny, tmp_path, monkeypatch):
     "It knows how long it has waited; a run that was killed after it had stopped stops there again"
     r,kw = tiny.replace(**flat),dict(valid_pct=.25, patience=2)
     whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True, **kw)
-    parts = interrupted(r, tmp_path/'parts', monkeypatch, **kw)
+    parts = resumed(r, tmp_path/'parts', monkeypatch, **kw)
     assert timeless(whole)==timeless(parts) and whole['epochs']<8 and same(tmp_path/'whole', tmp_path/'parts')
     shutil.copytree(tmp_path/'whole', killed := tmp_path/'killed')
     (killed/'results.json').unlink()

@@ -3,6 +3,7 @@ import dataclasses,inspect
 from importlib.util import find_spec
 import numpy as np,pytest,torch
 import torch.nn.functional as F
+from conftest import interrupted
 from fastai.basics import Callback,Recorder,accuracy,params
 from fastai.callback.core import TrainEvalCallback
 from fastai.optimizer import Adam
@@ -20,7 +21,7 @@ from cifar_fast.loaders import cifar_dls,image_batch
 from cifar_fast.models import body_head,get_model,nets,weight_stats
 from cifar_fast.recipes import Recipe,get_recipe
 from cifar_fast.report import report_run
-from cifar_fast.runs import Checkpoint,Run
+from cifar_fast.runs import Run
 from cifar_fast.train import recipe_learner,resume_run,run_learner,run_model,train_recipe
 torch.set_num_threads(1)
 
@@ -103,13 +104,7 @@ def test_a_run_keeps_its_weights(weights, folder, tmp_path, monkeypatch):
     "What has been trained needs the downloaded weights no more: to be looked at, scored, or resumed after its first epoch"
     r = recipe(folder, pretrained=True, epochs=2)
     whole = train_recipe(r, tmp_path/'whole', precision='fp32', quiet=True)
-    write = Checkpoint.after_epoch
-    def stop(self):
-        write(self)
-        raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(Checkpoint, 'after_epoch', stop)
-        with pytest.raises(KeyboardInterrupt): train_recipe(r, tmp_path/'parts', precision='fp32', quiet=True)
+    interrupted(r, tmp_path/'parts', monkeypatch)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'empty'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', None)
     resume_run(tmp_path/'parts', quiet=True)

@@ -1,7 +1,7 @@
 "Runs whose data move, runs that begin from another one, and classes that are drawn as often as the others"
 import json,shutil
 import numpy as np,pytest,torch
-from conftest import draw_folder
+from conftest import draw_folder,interrupted
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 import cifar_fast.cli as cli
@@ -10,7 +10,7 @@ from cifar_fast.data import ImageArrays,load_images
 from cifar_fast.interpret import Predictions
 from cifar_fast.loaders import cifar_dls
 from cifar_fast.recipes import get_recipe
-from cifar_fast.runs import Checkpoint,Run,compare_table,find_runs,result_rows
+from cifar_fast.runs import Run,compare_table,find_runs,result_rows
 from cifar_fast.train import move_run,recipe_learner,resume_run,run_learner,run_recipe,train_recipe,train_seeds
 
 def tiny(folder, **kwargs):
@@ -19,17 +19,6 @@ def tiny(folder, **kwargs):
 def train(recipe, out, **kwargs): return train_recipe(recipe, out, precision='fp32', quiet=True, **kwargs)
 def weights(run): return load_file(run/'model.safetensors')
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-def interrupted(monkeypatch, recipe, out, **kwargs):
-    "A run that was stopped after its first epoch"
-    write = Checkpoint.after_epoch
-    def stop(self):
-        write(self)
-        raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(Checkpoint, 'after_epoch', stop)
-        with pytest.raises(KeyboardInterrupt): train(recipe, out, **kwargs)
-    return out
 
 @pytest.fixture(scope='module')
 def first(folder, tmp_path_factory):
@@ -98,7 +87,7 @@ def test_resumes_without_the_run_it_began_from(first, others, tmp_path, monkeypa
     shutil.copytree(first, begin)
     r = tiny(others, start=str(begin))
     train(r, tmp_path/'whole')
-    interrupted(monkeypatch, r, tmp_path/'parts')
+    interrupted(r, tmp_path/'parts', monkeypatch)
     shutil.rmtree(begin)
     resume_run(tmp_path/'parts', quiet=True)
     assert same(weights(tmp_path/'whole'), weights(tmp_path/'parts'))
@@ -108,7 +97,7 @@ def test_start_with_what_cannot_be(first, folder, tmp_path, monkeypatch):
     for bad,why in ((dict(model_args=dict(width=8)), 'another model.*--recipe'), (dict(start=str(tmp_path/'none')), 'no run at')):
         with pytest.raises(CifarFastError, match=why) as e: recipe_learner(tiny(folder, **{'start': str(first), **bad}), ims)
         assert '\n' not in str(e.value)
-    cut = interrupted(monkeypatch, tiny(folder), tmp_path/'cut')
+    cut = interrupted(tiny(folder), tmp_path/'cut', monkeypatch)
     with pytest.raises(CifarFastError, match='not finished: cifar_fast_train --resume'): recipe_learner(tiny(folder, start=str(cut)), ims)
     with pytest.raises(CifarFastError, match='begins with one set'): tiny(folder, start='a', model='torchvision/resnet18', pretrained=True)
 
@@ -121,7 +110,7 @@ def test_data_that_moved(tmp_path, monkeypatch, capsys):
     "Nothing there: one line says how to tell. Other images there: refused, and nothing is written. The same there: on to the same end"
     old,new = draw_folder(tmp_path/'old'),tmp_path/'disk'/'new'
     train(tiny(old), tmp_path/'whole')
-    cut = interrupted(monkeypatch, tiny(old), tmp_path/'cut')
+    cut = interrupted(tiny(old), tmp_path/'cut', monkeypatch)
     shutil.move(old, new)
     with pytest.raises(CifarFastError, match=f'are not there any more: if they have moved, cifar_fast_train --resume {cut} --data'):
         resume_run(cut, quiet=True)
@@ -188,7 +177,7 @@ def test_balanced_runs_resume_and_tell(tmp_path, monkeypatch):
     for i in range(18): (d/'train'/'cat'/f'{i}.png').unlink()
     r = tiny(d, balance=True)
     results = train(r, tmp_path/'whole')
-    resume_run(interrupted(monkeypatch, r, tmp_path/'parts'), quiet=True)
+    resume_run(interrupted(r, tmp_path/'parts', monkeypatch), quiet=True)
     assert same(weights(tmp_path/'whole'), weights(tmp_path/'parts'))
     p = Predictions.load(tmp_path/'whole'/'predictions.safetensors', ['ant','bee','cat'])
     assert results['balanced_accuracy']==pytest.approx(balanced_accuracy_score(p.targs, p.preds))
