@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #afae0b33
 from __future__ import annotations
-import ctypes,difflib,json,os,re
+import ctypes,difflib,html,json,os,re
 from contextlib import contextmanager,suppress
 from functools import partial
 from numbers import Integral,Real
@@ -40,7 +40,7 @@ _odd = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
 def harmless(
     name:str,     # Such as that of a class, a file or a run
-    where:str='', # 'figure': for matplotlib; 'csv': for a table that a spreadsheet may open; otherwise for a screen or a page
+    where:str='', # 'figure': for matplotlib; 'csv': for a spreadsheet; 'markdown', and HTML in it; otherwise for a screen or a page
     most:int=24   # At most so many characters in a figure: the beginning and the end
 )->str: # One line, which every encoding of Unicode takes
     'A name as it can be shown: what is no character to read is escaped, and nothing in it is taken for a formula'
@@ -48,6 +48,7 @@ def harmless(
     if where=='figure':
         text = text if len(text)<=most else f'{text[:most-5]}…{text[-4:]}'
         return re.sub(r'(?<!\\)\$', r'\\$', text)
+    if where=='markdown': return re.sub(r'([\\`*_{}\[\]|#~$])', r'\\\1', html.escape(text, quote=False))
     return f"'{text}" if where=='csv' and text.startswith(('=','+','-','@')) else text
 
 # %% ../nbs/00_core.ipynb #a26798dc

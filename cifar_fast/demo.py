@@ -5,7 +5,7 @@
 # %% ../nbs/22a_demo.ipynb #432a8a9c
 from __future__ import annotations
 from .core import *
-import html,importlib.util,socket,tempfile
+import importlib.util,socket,tempfile
 from threading import Lock
 from fastai.basics import *
 from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def need_gradio():
     import gradio
     return gradio
 
-def _plain(text): return re.sub(r'([\\`*_{}\[\]|#~$])', r'\\\1', html.escape(harmless(text), quote=False))
+_plain = partial(harmless, where='markdown')
 
 # %% ../nbs/22a_demo.ipynb #727b196d
 def _columns(gr, show):

@@ -5,7 +5,7 @@
 # %% ../nbs/22_export.ipynb #42a7c34d
 from __future__ import annotations
 from .core import *
-import cloudpickle,contextlib,html,importlib.util,io,json,logging,re,shlex,warnings,yaml
+import cloudpickle,contextlib,importlib.util,io,json,logging,shlex,warnings,yaml
 from pathlib import PurePath
 from fastai.basics import *
 from .shapes import *
@@ -136,9 +136,7 @@ logits = session.run(None, {'pixels': pixels})[0][0]
 probs = np.exp(logits-logits.max())/np.exp(logits-logits.max()).sum()
 print(classes[probs.argmax()], f'{probs.max():.1%}')'''
 
-def _md(text):
-    'A text in which Markdown and HTML see nothing but the text'
-    return re.sub(r'([\\`*_{}\[\]|#~$])', r'\\\1', html.escape(harmless(text), quote=False))
+_md = partial(harmless, where='markdown')
 
 # %% ../nbs/22_export.ipynb #dc2c97f6
 def _training(run, r):
@@ -147,7 +145,7 @@ def _training(run, r):
     net = f"{_md(r.model)}{args}, {r.epochs} epoch{'s'*(r.epochs>1)}, batch {r.bs}"
     words = [f'Recipe {_md(r.name)}: {_md(r.about)}. {net}; `config.json` has every value, the versions and the machine.']
     if r.name in recipes:
-        swap = {o: Path(o).name for o in (r.data,r.labels) if o}
+        swap = {v: Path(v).name for k in places if (v := getattr(r, k))}
         command = shlex.join(swap.get(o, o) for o in shlex.split(repeat_command(run)))
         words.append(f'To train the same again, on the same data:\n\n```sh\n{command}\n```')
     return '\n\n'.join(words)
@@ -191,7 +189,7 @@ def card_config(
 )->dict: # For the config.json of a card
     'The configuration of `run`, and what the hub looks for; paths without the folders of this machine'
     c,r = run.config,run_recipe(run)
-    local = {k: Path(v).name for k in ('data','labels') if (v := getattr(r, k))}
+    local = {k: Path(v).name for k in places if (v := getattr(r, k))}
     return dict(library_name='cifar_fast', architectures=[r.model], id2label=dict(enumerate(c['data']['classes'])),
                 **dict(c, recipe=dict(c['recipe'], **local)))
 

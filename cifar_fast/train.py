@@ -25,10 +25,10 @@ from .interpret import *
 from .recipes import *
 
 # %% auto #0
-__all__ = ['train_args', 'whiten_model', 'start_stats', 'load_start', 'held_out_bs', 'recipe_learner', 'recipe_opt', 'recipe_cbs',
-           'run_config', 'run_recipe', 'run_model', 'run_images', 'run_learner', 'run_predictions', 'how_exactly',
-           'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run', 'move_run', 'check_same', 'train_seeds',
-           'sweep_recipes', 'train_sweep']
+__all__ = ['places', 'train_args', 'whiten_model', 'start_stats', 'load_start', 'held_out_bs', 'recipe_learner', 'recipe_opt',
+           'recipe_cbs', 'run_config', 'run_recipe', 'run_model', 'run_images', 'run_learner', 'run_predictions',
+           'how_exactly', 'TrimMemory', 'batch_that_fits', 'train_recipe', 'resume_run', 'move_run', 'check_same',
+           'train_seeds', 'sweep_recipes', 'train_sweep']
 
 # %% ../nbs/19_train.ipynb #650383c5
 def train_args(
@@ -349,10 +349,12 @@ def train_run(self:Learner,
         return self.finish_run(run, images) if is_first() else None
 
 # %% ../nbs/19_train.ipynb #e77bcdad
+places = 'data','labels','start'  # the values of a recipe that may be paths
+
 @patch
 def located(self:Recipe):
     'With whole paths, so that a run can be resumed from anywhere'
-    return self.replace(**{k: str(Path(v).resolve()) for k in ('data','labels','start') if (v := getattr(self, k)) and Path(v).exists()})
+    return self.replace(**{k: str(Path(v).resolve()) for k in places if (v := getattr(self, k)) and Path(v).exists()})
 
 # %% ../nbs/19_train.ipynb #b0c1d70a
 @patch

@@ -155,6 +155,14 @@ def test_card(run, card):
     assert config['id2label']=={'0':odd,'1':'ant','2':'cat'} and config['recipe']['data']=='photos'
     for o in (text, (out/'config.json').read_text()): assert str(run.path.parent) not in o and '/photos' not in o
 
+def test_card_of_a_run_that_began_with_another(run, data, tmp_path):
+    "Nor does it tell where that one lay"
+    r = get_recipe('assignment').replace(data=str(data), epochs=1, bs=16, policy='none', model_args=dict(width=4), start=str(run.path))
+    train_recipe(r, tmp_path/'next', precision='fp32', quiet=True)
+    export_run(Run(tmp_path/'next'), tmp_path/'out', onnx=False, card=True)
+    for o in ('README.md','config.json'): assert str(run.path.parent) not in (tmp_path/'out'/o).read_text('utf-8')
+    assert '--start run' in (tmp_path/'out/README.md').read_text('utf-8')
+
 def test_card_as_the_hub_reads_it(card):
     hub = pytest.importorskip('huggingface_hub')
     data = hub.ModelCard.load(card[0]/'README.md').data
