@@ -47,7 +47,7 @@ test-newest: $(VENV)-newest/.ready
 
 test-no-bf16: $(VENV)/.ready
 	CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_api.py tests/test_bad_input.py
-	for n in 09_learner 19_train 20_report 24_cli; do \
+	for n in 08a_parts 09_learner 19_train 20_report 24_cli; do \
 		CIFAR_FAST_NO_BF16=1 OMP_NUM_THREADS=1 $(BIN)/python tests/check_outputs.py nbs/$$n.ipynb || exit 1; done
 
 # Not a part of `make test`, which has a small part of it; FAULTS='--seed 1 --every 3': others, fewer

@@ -12,6 +12,7 @@ from cifar_fast.loaders import *
 from cifar_fast.models import *
 from cifar_fast.summary import *
 from cifar_fast.schedule import *
+from cifar_fast.parts import *
 from cifar_fast.learner import *
 from cifar_fast.tricks import *
 from cifar_fast.runs import *

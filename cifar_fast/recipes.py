@@ -16,7 +16,7 @@ from .core import *
 from .augment import policies
 from .models import check_model,get_model
 from .schedule import *
-from .learner import sgd
+from .parts import sgd
 from .tricks import Muon,muon
 
 # %% auto #0

@@ -15,7 +15,8 @@ from .core import *
 from .data import ImageArrays,load_images
 from .loaders import cifar_dls,image_batch,pipelines
 from .models import body_head,get_model,head_name,weight_stats,whiten_
-from .learner import L1Penalty,cifar_learner
+from .parts import L1Penalty
+from .learner import cifar_learner
 from .tricks import *
 from .runs import *
 from .processes import *

@@ -4,7 +4,7 @@ import statistics,sys
 import numpy as np,torch
 from cifar_fast.data import ImageArrays,load_images
 from cifar_fast.interpret import Predictions
-from cifar_fast.learner import CrossEntropy
+from cifar_fast.parts import CrossEntropy
 from cifar_fast.recipes import get_recipe
 from cifar_fast.train import recipe_learner
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from cifar_fast.core import CifarFastError,precisions
 from cifar_fast.data import load_images
 from cifar_fast.gradcam import GradCAMCallback,grad_cam
-from cifar_fast.learner import Autocast
+from cifar_fast.parts import Autocast
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run,result_rows
 from cifar_fast.report import repeat_command
