@@ -34,8 +34,8 @@ try: import resource
 except ImportError: resource = None  # Windows
 
 # %% auto #0
-__all__ = ['training_flops', 'run_flops', 'activation_bytes', 'noise_images', 'stock_learner', 'plot_bench', 'machine_facts',
-           'bench', 'bench_runs']
+__all__ = ['training_flops', 'run_flops', 'activation_bytes', 'when_done', 'noise_images', 'stock_learner', 'machine_notes',
+           'bench_page', 'plot_bench', 'machine_facts', 'bench']
 
 # %% ../nbs/23_bench.ipynb #39813922
 def _layers(model, size):
@@ -90,7 +90,7 @@ def activation_bytes(
     return 5*itemsize*sum(math.prod(row.output) for _,row in _layers(model, size))
 
 # %% ../nbs/23_bench.ipynb #fa1b368d
-def _now():
+def when_done()->float: # Of `time.perf_counter`
     'Seconds, when the device has done what it was asked to'
     if torch.accelerator.is_available(): torch.accelerator.synchronize()
     return time.perf_counter()
@@ -129,9 +129,9 @@ def _timed(dl):
         plan,laps,watch = (),(),staticmethod(iter)  # also of a loader that fastai makes anew of this one
         def __len__(self): return min([super().__len__(), *self.plan[:1]])
         def __iter__(self):
-            n,start = len(self),_now()
+            n,start = len(self),when_done()
             yield from self.watch(islice(super().__iter__(), n))
-            self.plan,self.laps = self.plan[1:],[*self.laps,(_now()-start)/n]
+            self.plan,self.laps = self.plan[1:],[*self.laps,(when_done()-start)/n]
     dl.__class__ = Timed
     return dl
 
@@ -251,9 +251,9 @@ def turn(self:_ByHand, warm, steps, epochs, watch=iter):
     'Seconds per step'
     n = min(steps, self.per_epoch)*epochs
     self.train(self.hypers(warm), watch(islice(self.batches, warm)))
-    hypers,start = self.hypers(n),_now()
+    hypers,start = self.hypers(n),when_done()
     self.train(hypers, watch(islice(self.batches, n)))
-    return (_now()-start)/n
+    return (when_done()-start)/n
 
 # %% ../nbs/23_bench.ipynb #730e7cc1
 @patch
@@ -290,17 +290,17 @@ def _contender(name, recipe, ims, device, precision, workers):
 # %% ../nbs/23_bench.ipynb #7fc98be4
 def _one_by_one(batches, spent):
     'The same batches, each made when the device is idle; `spent` gets the seconds until its step was issued'
-    start = _now()
+    start = when_done()
     for b in batches:
         yield b
         spent.append(time.perf_counter()-start)
-        start = _now()
+        start = when_done()
 
 def _profiled(batches, kind, profiles):
     'The same batches, with a profile of what the device did with them'
     with profile(activities=[getattr(ProfilerActivity, kind)]) as p:
         yield from batches
-        _now()
+        when_done()
     profiles.append(p)
 
 # %% ../nbs/23_bench.ipynb #4132675b
@@ -424,7 +424,9 @@ def _tables(res):
     return tables
 
 # %% ../nbs/23_bench.ipynb #d9c7cd03
-def _machine_notes(res):
+def machine_notes(
+    res:dict # What `machine_facts` returned, with or without more
+)->list: # Lines of text
     'The machine and the versions, a line each'
     h = res['hardware']
     power = f", power limit {h['power']}" if h['power'] else ''
@@ -438,7 +440,7 @@ def _notes(res):
     quick = ['quick: few and short turns, and small batches on a CPU; for figures to quote, leave it out'] if res['quick'] else []
     sides = ', then '.join(f'{s}×{s}' for s in [s for _,s in r['progressive_resizing']] or [res['size']])
     stock = 'stock: fp32' + f", {res['size']}×{res['size']}"*bool(r['progressive_resizing'])
-    return quick + _machine_notes(res) + [
+    return quick + machine_notes(res) + [
         f"recipe {r['name']}: {r['model']}({args}), policy {r['policy']}, batch {r['bs']}, {res['precision']}; {stock}",
         f"random pixels, {sides}, 10 classes; median of {res['repeats']} turns, each after a warm-up",
         f"a process for each contender; {res['workers']} workers for stock and item pipeline",
@@ -446,7 +448,10 @@ def _notes(res):
         'the bytes are an estimate: 5 × the outputs of all layers']
 
 # %% ../nbs/23_bench.ipynb #86f3516a
-def _page(tables, notes):
+def bench_page(
+    tables:list, # Each is a list of rows of text, the first of them a head
+    notes:list   # Lines of text, to stand beneath
+)->str:          # Markdown
     'Tables and notes, for a page and for a terminal'
     def table(rows):
         rows = [[c.replace('|', '/') for c in r] for r in rows]
@@ -533,64 +538,9 @@ def bench(
                bytes=_mean_of_sizes(r, partial(activation_bytes, net, itemsize=itemsize)), contenders=[])
     with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
     _measure(res, dict(recipe=r, n=n, n_test=n_test, device=device, precision=precision, workers=workers), dict.fromkeys(names), limit)
-    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': (page := _page(_tables(res), _notes(res)))}.items():
+    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': (page := bench_page(_tables(res), _notes(res)))}.items():
         with atomic_write(out/name) as tmp: tmp.write_text(text)
     with atomic_write(out/'bench.png') as tmp: plot_bench(res).figure.savefig(tmp, format='png', dpi=110)
     plt.close()
-    print('\n' + page)
-    return res
-
-# %% ../nbs/23_bench.ipynb #146c5a62
-class _Clock(Callback):
-    'Seconds from the first batch to the end of the last step; nothing is validated in between'
-    order = 1000  # the validation is cancelled after all that is done before it, as that is undone after it
-    def before_epoch(self):
-        if not self.epoch: self.start = _now()
-    def after_train(self): self.seconds = _now()-self.start
-    def before_validate(self): raise CancelValidException
-
-# %% ../nbs/23_bench.ipynb #715d51d4
-def _timed_run(recipe, images, device, how):
-    'Train once: the accuracies, and the seconds'
-    learn,clock,start = recipe_learner(recipe, images, device=device, **how),_Clock(),_now()
-    whiten_model(learn.model, learn.dls)  # once more, with the clock running
-    prepare = _now()-start
-    with learn.no_bar(), learn.no_logging():
-        with learn.added_cbs(clock), batch_that_fits(recipe.bs, device): learn.fit_recipe(recipe)
-        plain,tta = (float(accuracy(*learn.get_preds(len(learn.dls.loaders)-1, cbs=o, act=noop))) for o in (None,FlipShiftTTA()))
-    return dict(seed=how['seed'], test_accuracy=plain, tta_accuracy=tta, prepare_seconds=prepare, train_seconds=prepare+clock.seconds)
-
-# %% ../nbs/23_bench.ipynb #6596c323
-def _runs_page(res):
-    'Mean, standard deviation and range of all runs, and what they were'
-    r,stats = res['recipe'],pd.DataFrame(res['runs']).drop(columns='seed').agg(['mean','std','min','max']).fillna(0.)
-    head = [f"{r['name']}, {len(res['runs'])} runs", 'mean', 'standard deviation', 'min', 'max']
-    return _page([[head, *[[k.replace('_', ' '), *[f'{v:.4f}' for v in stats[k]]] for k in stats]]], [
-        *_machine_notes(res),
-        f"recipe {r['name']}: {r['model']}, {r['epochs']} epochs, batch {r['bs']}; {', '.join(f'{k}={v}' for k,v in res['how'].items())}",
-        f"data: {res['data']}; seeds from 0 in one process, on a GPU after an epoch that does not count; tta: test-time augmentation",
-        'timed: preparing and training; not timed: building, compiling and recording the net, and the evaluation'])
-
-# %% ../nbs/23_bench.ipynb #a531fd52
-@delegates(recipe_learner, but=['seed','images','weights'])
-def bench_runs(
-    recipe:Recipe,   # What to train
-    out:str|Path,    # A new folder for runs.json and runs.md
-    n:int=5,         # How many times, with seeds 0, 1, 2, …
-    device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
-    **kwargs
-)->dict: # Every run and how they were made, as in runs.json
-    'Train `recipe` `n` times, timed as the public speed runs are; print, save and return it'
-    check_whole('the number of runs', n)
-    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),load_images(recipe.data, recipe.size)
-    del how['seed']
-    how['precision'] = pick_precision(how['precision'], device)
-    res = dict(machine_facts(device), recipe=dataclasses.asdict(recipe), how=how, data=f'{images.name} ({images.fingerprint})', runs=[])
-    if device.type=='cuda': _timed_run(recipe.replace(epochs=1), images, device, dict(how, seed=0))
-    for seed in range(n):
-        res['runs'].append(r := _timed_run(recipe, images, device, dict(how, seed=seed)))
-        print(', '.join(f'{k} {v:.4g}' for k,v in r.items()), flush=True)
-        for name,text in {'runs.json': json.dumps(res, indent=1), 'runs.md': (page := _runs_page(res))}.items():
-            with atomic_write(out/name) as tmp: tmp.write_text(text)
     print('\n' + page)
     return res

@@ -27,7 +27,8 @@ from .evaluate import evaluate_corrupted,evaluate_run
 from .labels import find_wrong_labels
 from .export import export_run
 from .demo import serve_demo
-from .bench import bench,bench_runs
+from .bench import bench
+from .speedruns import bench_runs
 
 # %% auto #0
 __all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run',

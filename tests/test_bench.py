@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 import pytest,torch
-from cifar_fast import bench as b
+from cifar_fast import bench as b,speedruns
 from cifar_fast.all import CifarFastError,Recipe,get_recipe,machine_facts
 from cifar_fast.cli import main
 from PIL import Image
@@ -191,7 +191,7 @@ def test_power_limit(monkeypatch):
     def run(command): return (0,'700.00 W','') if 'power.limit' in command and 'GPU-12-34' in command else (1,'','')
     monkeypatch.setattr(collect_env, 'run', run)
     facts = machine_facts(torch.device('cuda'))
-    assert facts['hardware']['power']=='700.00 W' and b._machine_notes(facts)[0].startswith('a card, power limit 700.00 W;')
+    assert facts['hardware']['power']=='700.00 W' and b.machine_notes(facts)[0].startswith('a card, power limit 700.00 W;')
 
 runs = '--recipe speedrun --data shapes10 --epochs 1 --bs 500 --model_args width=8 --device cpu --precision fp32'.split()
 
@@ -206,7 +206,7 @@ def steps(monkeypatch):
     ticks = []
     hooks = [register_optimizer_step_post_hook(lambda *_: ticks.append(1)),
              register_module_forward_hook(lambda m,*_: None if m.training else ticks.append(1000))]
-    monkeypatch.setattr(b, '_now', lambda: sum(ticks))
+    monkeypatch.setattr(speedruns, 'when_done', lambda: sum(ticks))
     yield
     for o in hooks: o.remove()
 
@@ -223,7 +223,7 @@ def test_interrupted_runs(monkeypatch, tmp_path, capfd):
     def run(recipe, images, device, how):
         if how['seed']==2: os.kill(os.getpid(), signal.SIGINT)
         return dict(seed=how['seed'], test_accuracy=.9+how['seed']/100, tta_accuracy=.9, prepare_seconds=.1, train_seconds=1.)
-    monkeypatch.setattr(b, '_timed_run', run)
+    monkeypatch.setattr(speedruns, '_timed_run', run)
     def leave(code): raise SystemExit(code)
     monkeypatch.setattr(os, '_exit', leave)
     with pytest.raises(SystemExit, match='130'): script(monkeypatch, *runs, '--runs', 9, '--out', tmp_path/'r')

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cifar_fast.core import precisions
 from cifar_fast.data import ImageArrays
 from cifar_fast.device import DeviceDL
-from cifar_fast.parts import Autocast,sgd
 from cifar_fast.loaders import ImageDL,cifar_dls
 from cifar_fast.models import get_model
+from cifar_fast.parts import Autocast,sgd
 from cifar_fast.recipes import get_recipe,recipes
 from cifar_fast.train import recipe_learner
 from cifar_fast.tricks import *
