@@ -192,7 +192,7 @@ def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     net = zoo.get_model(name, num_classes=n_classes, **kwargs)
     if not pretrained: return net
     head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')}
-    net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True), **head})
+    net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True), **head})
     return net
 
 # %% ../nbs/06_models.ipynb #13016887

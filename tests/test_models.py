@@ -76,6 +76,16 @@ def test_weights_that_cannot_be_had(no_weights):
         get_model(small, 3, True)
     assert '\n' not in str(e.value)
 
+def test_weights_on_the_disk_cannot_run_anything(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self): return (open, (str(tmp_path/'ran'),'w'))
+    path = tmp_path/'hub'/'checkpoints'/tv.get_model_weights('shufflenet_v2_x0_5').DEFAULT.url.rpartition('/')[2]
+    path.parent.mkdir(parents=True)
+    torch.save({'fc.weight': Evil()}, path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    with pytest.raises(CifarFastError, match='no pretrained weights for torchvision/shufflenet'): get_model(small, 3, True)
+    assert not (tmp_path/'ran').exists()
+
 class Look(Callback):
     "What is trained, and how fast"
     run_valid = False
