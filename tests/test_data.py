@@ -8,6 +8,7 @@ from PIL import Image
 from cifar_fast import data,files
 from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
+from cifar_fast.pictures import read_image
 from cifar_fast.shapes import Shapes10
 
 rng = np.random.default_rng(1)
@@ -153,6 +154,23 @@ def test_jpeg_equals_pillow(tmp_path):
         f.unlink()
     want = np.stack([np.asarray(Image.open(f).convert('RGB')) for f in sorted((d/'train').rglob('*.JPG'))])
     np.testing.assert_array_equal(load(d, tmp_path).train_x, want)
+
+def test_what_is_odd_in_exif_does_not_matter(tmp_path):
+    "Only which way is up counts; the rest may be of a type that nobody can write again, cut short, or no EXIF at all"
+    from PIL.PngImagePlugin import PngInfo
+    a = rng.integers(0, 256, (6,8,3), dtype=np.uint8)
+    def tiff(*tags):
+        return b'II*\0\x08\0\0\0'+struct.pack('<H', len(tags))+b''.join(struct.pack('<HHI', *o[:3])+o[3] for o in tags)+bytes(4)
+    turned,maker = (0x112,3,1,struct.pack('<HH', 6, 0)),(0x10f,12,1,bytes(4))
+    def saved(**kw):
+        f = io.BytesIO()
+        Image.fromarray(a).save(f, 'png', **kw)
+        return f.getvalue()
+    raw = PngInfo()
+    raw.add_text('Raw profile type exif', '\nexif\n   4\nno hex')
+    for kw,want in [(dict(exif=tiff(turned, maker)), np.rot90(a, -1)), (dict(exif=tiff(turned)), np.rot90(a, -1)), (dict(pnginfo=raw), a),
+                    (dict(exif=b'neither II nor MM'), a)]:
+        np.testing.assert_array_equal(read_image(saved(**kw)), want)
 
 # Folders that are not right
 
