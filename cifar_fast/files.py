@@ -35,8 +35,8 @@ def walk_folder(
             name,n = folder+f.name,n+1
             if n>_most_files: raise CifarFastError(f'{path} holds more than {_most_files:,} files: give the path of the data set in it')
             if _hidden.search(f.name): continue
-            if f.is_file(): yield name,f.stat()
-            elif f.is_dir() and not any(os.path.samestat(os.stat(f.path), o) for o in (s,*above)):
+            if not f.is_dir(): yield name,f.stat(follow_symlinks=f.is_file())
+            elif not any(os.path.samestat(os.stat(f.path), o) for o in (s,*above)):
                 yield name+'/',None
                 todo.append((name+'/',(s,*above)))
 
@@ -94,7 +94,9 @@ def read_folder(
     'Yield each name and the bytes of that file, or the error'
     def read(n):
         try:
-            if (path/n).stat().st_size<=_largest: return (path/n).read_bytes()
+            s = (path/n).stat()
+            if not stat.S_ISREG(s.st_mode): return OSError(errno.EINVAL, 'it is not a plain file', str(path/n))
+            if s.st_size<=_largest: return (path/n).read_bytes()
             return OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path/n))
         except OSError as e: return e
     with ThreadPoolExecutor(8) as ex:

@@ -145,7 +145,14 @@ def test_files_that_are_none(tmp_path):
     d = folder(tmp_path/'in')
     os.mkfifo(d/'train/cow/pipe.png')
     for f in d/'train/cow/pipe.png','/dev/zero': refused(f, tmp_path, 'no folder or archive')
-    same(load(d, tmp_path))
+    (d/'train/cow/zero.png').symlink_to('/dev/zero')
+    (d/'train/cow/gone.png').symlink_to(tmp_path/'elsewhere.png')  # as git-annex and DVC leave what has not been fetched
+    refused(d, tmp_path, 'cannot read 3 images', 'gone.png (No such file', 'pipe.png (it is not a plain file)', 'zero.png (it is not')
+    o = load(d, tmp_path, skip_broken=True)
+    same(o)
+    assert o.notes==['damaged images, left out: 3 (train/cow/gone.png, train/cow/pipe.png, train/cow/zero.png)']
+    shutil.copy(d/'train/cow/05.png', tmp_path/'elsewhere.png')
+    assert len(load(d, tmp_path, skip_broken=True).train_y)==11
 
 def test_jpeg_equals_pillow(tmp_path):
     d = folder(tmp_path/'in')
