@@ -1,6 +1,6 @@
 'Bad inputs of every kind: each must end in one clear line, and leave nothing behind'
 from __future__ import annotations
-import http.server,io,os,pickle,re,shutil,socket,struct,tarfile,threading,zipfile,zlib
+import http.server,io,os,pickle,re,shutil,socket,struct,tarfile,threading,tracemalloc,zipfile,zlib
 from pathlib import Path
 import numpy as np
 import pytest
@@ -399,6 +399,51 @@ def test_zip_with_password(made, tmp_path):
     for m in list(re.finditer(b'PK\x01\x02', b)): b[m.start()+8] |= 1
     for m in list(re.finditer(b'PK\x03\x04', b)): b[m.start()+6] |= 1
     refused(put(tmp_path/'secret.zip', bytes(b)), tmp_path, 'secret.zip', 'encrypted')
+
+def test_zip_of_utf8_that_does_not_say_so(tmp_path):
+    "As the archiver of macOS writes it"
+    b = bytearray(pack(tmp_path/'whole', draw(tmp_path/'in', classes=('caf\u00e9','zoo')), 'zip').read_bytes())
+    for mark,at in (b'PK\x01\x02',9),(b'PK\x03\x04',7):
+        for m in list(re.finditer(mark, b)): b[m.start()+at] &= ~8
+    assert load(put(tmp_path/'silent.zip', bytes(b)), tmp_path).vocab==['caf\u00e9','zoo']
+    old = put(tmp_path/'old.zip', bytes(b).replace('caf\u00e9'.encode(), b'caf\x82g'))  # cp437, for which the name is as long
+    assert load(old, tmp_path).vocab==['caf\u00e9g','zoo']
+
+def test_damage_in_the_list_of_a_zip(tmp_path):
+    f = pack(tmp_path/'whole', draw(tmp_path/'in', classes=('caf\u00e9','zoo'), n=1), 'zip')
+    b = f.read_bytes()
+    at = b.index('caf\u00e9'.encode(), b.index(b'PK\x01\x02'))+3
+    refused(put(tmp_path/'bad.zip', b[:at]+b'\xff'+b[at+1:]), tmp_path, 'bad.zip', "'utf-8' codec can't decode", 'Is it damaged')
+
+@pytest.mark.parametrize('fmt', ['zip','tar'])
+def test_entry_that_stands_twice(fmt, tmp_path):
+    "As `tar -r` leaves what was added again: one of them would be trained on twice, or be in both sets"
+    f = pack(tmp_path/'a', draw(tmp_path/'in'), fmt)
+    if fmt=='tar':
+        with tarfile.open(f, 'a') as t:
+            for n in 'train','train/cat','./train/cat/0.png': t.add(tmp_path/'in'/n.removeprefix('./'), n, recursive=False)
+    else:
+        with zipfile.ZipFile(f, 'a') as z: z.writestr('train//cat/0.png', (tmp_path/'in/train/dog/0.png').read_bytes())
+    refused(f, tmp_path, 'cat/0.png', 'stands there twice')
+
+def peak(f, *args):
+    "The most memory, in MB, that Python had while it refused an archive"
+    tracemalloc.start()
+    try: refused(f, *args)
+    finally: most = tracemalloc.get_traced_memory()[1]/2**20,tracemalloc.stop()
+    return most[0]
+
+def test_bombs_that_lie(tmp_path):
+    "A zip that says 100 bytes, a tar whose name of a file is 64 MB long"
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('train/a/0.png', bytes(2**26))
+    b = bytearray((tmp_path/'a.zip').read_bytes())
+    for at in 22,b.index(b'PK\x01\x02')+24: b[at:at+4] = struct.pack('<I', 100)
+    assert peak(put(tmp_path/'a.zip', bytes(b)), tmp_path, 'a.zip', 'CRC')<8
+    for kind in tarfile.GNUTYPE_LONGNAME,tarfile.XHDTYPE:
+        m = tarfile.TarInfo('long')
+        m.type,m.size = kind,2**26
+        f = put(tmp_path/'a.tgz', zlib.compress(m.tobuf()+bytes(2**26)+tarfile.TarInfo('train/a/0.png').tobuf()+bytes(1024), wbits=31))
+        assert peak(f, tmp_path, 'a.tgz', 'longer than')<8
 
 def test_nothing_lands(made, tmp_path):
     f = pack(tmp_path/'some', made['flat'], 'gztar')
