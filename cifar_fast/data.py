@@ -127,11 +127,20 @@ def _plan(names, where, how):
     items,notes = find_items(names, where, root)
     return items,notes,[n for *_,n in items],None
 
+# %% ../nbs/02_data.ipynb #b0c1d50e
+def _archived_table(got, labels, path):
+    'The bytes of the table `labels` in an archive'
+    held = sorted((n for n in got if f'/{n}'.endswith(labels)), key=len)
+    if not held: raise CifarFastError(f'no table of labels {labels[1:]}, neither here nor in {path}')
+    if len(held)>1 and f'/{held[0]}'!=labels:
+        raise CifarFastError(f'{path}: {labels[1:]} may be {some_names(sorted(held))}: give the folder, too')
+    return got[held[0]]
+
 # %% ../nbs/02_data.ipynb #1306095a
 def _read(path, size, how, plan=None):
     'The arrays in the folder or archive at `path`, by the names of the fields of `ImageArrays`; without a plan it is an archive'
-    got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and Path(how['labels']).name
-    def wanted(n): return is_picture(n) or n.rpartition('/')[2] in ([table] if table else batch_names)
+    got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and f"/{Path(how['labels']).as_posix()}"
+    def wanted(n): return is_picture(n) or (f'/{n}'.endswith(table) if table else n.rpartition('/')[2] in batch_names)
     files = read_folder(path, plan[2]) if plan else read_archive(path, wanted)
     for n,o in tqdm(decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, mininterval=1, leave=False):
         names.append(n)
@@ -139,9 +148,7 @@ def _read(path, size, how, plan=None):
         total += getattr(o, 'nbytes', 0)
         if total>most_bytes:
             raise CifarFastError(f'the images in {path} take more than {most_bytes/2**30:g} GB of memory: make them smaller with --size')
-    if table and how['table'] is None:
-        how = dict(how, table=first(o for n,o in got.items() if n.rpartition('/')[2]==table))
-        if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
+    if table and how['table'] is None: how = dict(how, table=_archived_table(got, table, path))
     where = printable(path)
     items,notes,_,batches = plan or _plan(names, where, how)
     if not batches:

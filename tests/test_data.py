@@ -790,6 +790,42 @@ def test_table_that_changes_is_read_again(tmp_path, reads):
     b = load(d, tmp_path, **table(d, '\n'.join(rows).replace(',owl', ',dog')))
     assert (a.vocab,b.vocab,len(reads))==(['cat','dog','owl'],['cat','dog'],2)
 
+def test_columns_are_chosen_by_what_they_say(tmp_path):
+    "A number in front is not the file, though pictures of such names may be there"
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{i}.png', png(a))
+    text = 'id,filename,label,split\n'+'\n'.join(f'{i},{(i+1)%10}.png,{vocab[i%2]},{"test" if i>7 else "train"}' for i in range(10))
+    o = load(d, tmp_path, **table(d, text))
+    want = {f'{(i+1)%10}.png': vocab[i%2] for i in range(10)}
+    assert {n: o.vocab[c] for n,c in zip(o.names, [*o.train_y,*o.test_y])}==want
+
+def test_quotes_in_a_table(tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{i}.png', png(a))
+    rows = [f'{i}.png, "{("bee, small","cow")[i%2]}"' for i in range(10)]
+    assert load(d, tmp_path, **table(d, '\n'.join(['file, label',*rows]))).vocab==['bee, small','cow']
+    for bad in '0.png,"bee\n1.png,cow\n2.png,bee','0.png,"bee\n1.png,cow\n2.png,"bee"\n3.png,cow':  # one that is not closed hides rows
+        refused(d, tmp_path/'other', 'cannot read the table labels.csv', **table(d, bad))
+    refused(d, tmp_path/'other', 'labels.csv gives no picture a class', **table(d, 'file,label\n0.png,\n1.png,'))
+
+@pytest.mark.parametrize('fmt', ['zip','tar'])
+def test_which_table_of_an_archive(fmt, tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'pics/{i}.png', png(a))
+    for k,names in dict(old='ab', new='cd').items(): table(d/k, '\n'.join(f'{i}.png,{names[i%2]}' for i in range(10)))
+    f = pack(tmp_path/'out', d, fmt)
+    for k,names in dict(old='ab', new='cd').items(): assert load(f, tmp_path, labels=f'{k}/labels.csv').vocab==[*names]
+    refused(f, tmp_path/'other', 'labels.csv may be new/labels.csv, old/labels.csv: give the folder, too', labels='labels.csv')
+    refused(f, tmp_path/'other', 'no table of labels', labels=str(tmp_path/'nowhere/labels.csv'))
+    table(d, '\n'.join(f'{i}.png,{"ef"[i%2]}' for i in range(10)))
+    assert load(pack(tmp_path/'out2', d, fmt), tmp_path, labels='labels.csv').vocab==['e','f']
+
+def test_a_table_beside_split_folders_of_longer_names(tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'pets_{"test" if i>7 else "train"}/{i}.png', png(a))
+    o = load(d, tmp_path, **table(d, '\n'.join(f'{i}.png,{vocab[i%2]}' for i in range(10))))
+    assert not o.notes and sorted(o.names[len(o.train_y):])==['pets_test/8.png','pets_test/9.png']
+
 # CIFAR's other files
 
 @pytest.mark.parametrize('fmt', [None,'gztar'])
