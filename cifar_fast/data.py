@@ -8,6 +8,7 @@ import hashlib,inspect,json,os,re,socket
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from warnings import warn
 import numpy as np
@@ -101,15 +102,17 @@ def _picture_arrays(items, got, where, test=None, skip=False):
 def _remarks(d, names, tnames):
     'Lines about images that are there twice and about uneven classes'
     seen,vocab,counts = {},d['vocab'],np.bincount(d['train_y'], minlength=len(d['vocab']))
-    for test,xs,ys,ns in (False,d['train_x'],d['train_y'],names),(True,d['test_x'],d['test_y'],tnames):
-        for a,c,n in zip(xs, ys, ns): seen.setdefault(hashlib.sha1(a).digest(), []).append((test,vocab[c],n))
+    sets = ['training']*len(d['train_y'])+['test']*len(d['test_y'])
+    for i in ifnone(d.get('valid'), []): sets[i] = 'validation'
+    for s,a,c,n in zip(sets, chain(d['train_x'],d['test_x']), chain(d['train_y'],d['test_y']), chain(names,tnames)):
+        seen.setdefault(hashlib.sha1(a).digest(), []).append((s,vocab[c],n))
     again = [o for o in seen.values() if len(o)>1]
-    both = [f'{n} = {o[0][2]}' for o in again if not o[0][0] for test,_,n in o if test]
+    both = {s: [f'{n} = {o[0][2]}' for o in again for s2,_,n in o if s2==s!=o[0][0]] for s in ('validation','test')}
     odd = [' = '.join(f'{n} ({c})' for _,c,n in o) for o in again if len({c for _,c,_ in o})>1]
     i,j = counts.argmax(),counts.argmin()
     uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy hides the rare ones'
-    return [*told('test images that are training images, too', both), *told('images that stand under several classes', odd),
-            *([uneven] if counts[i]>=5*counts[j] else [])]
+    return [*(t for s,o in both.items() for t in told(f'{s} images that are training images, too', o)),
+            *told('images that stand under several classes', odd), *([uneven] if counts[i]>=5*counts[j] else [])]
 
 # %% ../nbs/02_data.ipynb #b0c1d2f5
 def _plan(names, where, how):

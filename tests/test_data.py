@@ -715,6 +715,13 @@ def test_remarks_on_the_images(tmp_path):
         'uneven classes: cat has 34 training images and dog 4; accuracy hides the rare ones']
     assert load(d, tmp_path).notes==o.notes
 
+def test_validation_images_that_are_training_images(tmp_path):
+    d = draw(tmp_path/'in', ('train','val','test'))
+    for s,n in ('val',0),('test',1): shutil.copy(d/'train/owl/0.png', d/s/'owl'/f'{n}.png')
+    shutil.copy(d/'val/cat/3.png', d/'test/cat/2.png')
+    assert load(d, tmp_path).notes==['validation images that are training images, too: 1 (val/owl/0.png = train/owl/0.png)',
+        'test images that are training images, too: 2 (test/owl/1.png = train/owl/0.png, test/cat/2.png = val/cat/3.png)']
+
 def test_notes_are_said(tmp_path, capsys):
     settle_note = 'no test set: 6 of 12 images are kept apart as one, 50% of each class; --test .1 changes how many'
     load(draw(tmp_path/'mine', ['']), tmp_path, test=.5)
