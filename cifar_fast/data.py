@@ -196,7 +196,7 @@ def _found(path, how):
     'The key of the folder or archive at `path`, and a function that reads it, of `size`'
     how = dict(how, table=None)
     if how['labels'] not in (None,'coarse'):
-        f = first(o for o in (Path(how['labels']).expanduser(),path/how['labels']) if o.is_file())
+        f = first(o for o in (Path(os.path.expanduser(how['labels'])),path/how['labels']) if o.is_file())
         if f: how['table'] = f.read_bytes()
         elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {printable(path)}")
     if path.is_file(): plan,key = None,_key(path)
@@ -219,7 +219,7 @@ def _source(data, cache, how):
     if data=='cifar10':
         path = cache/_cifar10_url.rpartition('/')[2]
         return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or _found(path, how)[1](size)
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # Path's own raises where there is no such person
     if not (path.is_dir() or path.is_file()):
         raise CifarFastError(f'no folder or archive {printable(data)}, '
                              'and no built-in data set of that name: those are cifar10 and shapes10')
@@ -229,8 +229,8 @@ def _source(data, cache, how):
 # %% ../nbs/02_data.ipynb #b0c1d2f7
 def _remembered(entry, name):
     "The data set in a file of the cache; None if there is none, half of one, another one, or another program's"
-    if not entry.is_file(): return
     try:
+        if not entry.is_file(): return
         with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
         was = str(d.pop('fingerprint'))
         ims = ImageArrays(**dict(d, vocab=d['vocab'].tolist(), notes=d['notes'].tolist()), name=name)
@@ -238,7 +238,7 @@ def _remembered(entry, name):
     except Exception: return
 
 # %% ../nbs/02_data.ipynb #36fab780
-_version = 5 # of the cache's format and of everything that decides a pixel
+_version = 6 # of the cache's format and of everything that decides a pixel
 
 _say = cache(print)  # each line once, however often the data are loaded
 

@@ -184,6 +184,7 @@ def test_what_is_odd_in_exif_does_not_matter(tmp_path):
 def test_no_such_folder(tmp_path):
     refused(tmp_path/'nope', tmp_path, 'no folder or archive', 'nope', 'cifar10 and shapes10')
     refused('cifar', tmp_path, 'no folder or archive cifar,')
+    refused('~nobody-here/x', tmp_path, 'no folder or archive ~nobody-here/x,')
 
 @pytest.mark.parametrize('size', [0,-1])
 def test_bad_size(size, made, tmp_path): refused(made['flat'], tmp_path, 'number of pixels', size=size)
@@ -525,6 +526,10 @@ def test_cache_that_cannot_be_written_is_a_warning(tmp_path):
     d = folder(tmp_path/'in')
     put(tmp_path/'file', b'')
     with pytest.warns(UserWarning, match='read anew next time'): same(load_images(d, cache=tmp_path/'file'))
+
+def test_cache_that_cannot_be_looked_into_is_a_warning(tmp_path):
+    d = folder(tmp_path/'in')
+    with pytest.warns(UserWarning, match='read anew next time'): same(load_images(d, cache=tmp_path/('long'*100)))
 
 def test_cache_folder_from_environment(tmp_path, monkeypatch):
     monkeypatch.setenv('CIFAR_FAST_CACHE', str(tmp_path/'env'))
