@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_models.ipynb #62ce6021
 from __future__ import annotations
-import difflib,inspect,logging
+import difflib,inspect,logging,re
 from collections import OrderedDict
 from functools import partial
 import torch
@@ -191,8 +191,10 @@ def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     if lib=='timm': return _timm().create_model(name, pretrained=pretrained, num_classes=n_classes, **kwargs)
     net = zoo.get_model(name, num_classes=n_classes, **kwargs)
     if not pretrained: return net
-    head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')}
-    net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True), **head})
+    state = zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    for k in [*state]: state[re.sub(r'(\.denselayer\d+\.\w+)\.(?=\d)', r'\1', k)] = state.pop(k)  # norm.1 in the files, norm1 in the nets
+    state.update({k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')})
+    net.load_state_dict(state)  # not a copy: it also carries versions, which mnasnet asks for
     return net
 
 # %% ../nbs/06_models.ipynb #13016887

@@ -1,5 +1,5 @@
 "Nets of torchvision and timm: weights, head and normalisation; trained, resumed, explained, exported; the learner's arguments"
-import dataclasses,inspect
+import dataclasses,inspect,re
 from importlib.util import find_spec
 import numpy as np,pytest,torch
 import torch.nn.functional as F
@@ -60,6 +60,19 @@ def test_pretrained_but_for_the_head(weights):
         assert ours.keys()==weights.keys() and ours['fc.weight'].shape[0]==n
         assert all(torch.equal(v, weights[k]) for k,v in ours.items() if not k.startswith('fc.'))
         assert not torch.equal(ours['fc.weight'], weights['fc.weight'][:n])
+
+@pytest.mark.parametrize('name', ['mnasnet0_5','densenet121'])
+def test_pretrained_of_older_files(name, tmp_path, monkeypatch):
+    "mnasnet asks which version wrote its weights; those of the densenets still have the names of their first version"
+    state = getattr(tv, name)(num_classes=5).state_dict()
+    for k in [*state]: state[re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', k)] = state.pop(k)
+    assert ('features.denseblock1.denselayer1.norm.1.weight' in state)==(name=='densenet121')
+    path = tmp_path/'hub'/'checkpoints'/tv.get_model_weights(name).DEFAULT.url.rpartition('/')[2]
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    ours = get_model(f'torchvision/{name}', 3, True).state_dict()
+    assert all(torch.equal(a, b) for (k,a),b in zip(ours.items(), state.values()) if not k.startswith('classifier'))
 
 def test_normalised_as_the_weights_expect(weights, folder):
     "An image of one colour arrives as torchvision's own transform for the weights makes it; without weights as the data set's mean"
