@@ -73,6 +73,7 @@ def _entries(path):
 
 # %% ../nbs/01d_files.ipynb #c0c1d609
 most_bytes = 8*2**30
+_largest = 2**30 # bytes of one file
 
 # %% ../nbs/01d_files.ipynb #6d58e37c
 def read_archive(
@@ -90,6 +91,7 @@ def read_archive(
             bad = (f'the entry {name!r}: it points outside the archive' if outside else
                    f'the entry {name!r}: it is a link or a device, not a file' if not plain else
                    f'the entry {name!r}: it stands there twice' if tidy in seen else
+                   f'the entry {name!r}: it is larger than {_largest/2**30:g} GB' if size>_largest and wanted(tidy) else
                    f'an archive that holds more than {most_bytes/2**30:g} GB' if total>most_bytes else
                    f'an archive of more than {_most_files:,} entries' if n>_most_files else None)
             if bad: raise CifarFastError(f'{path}: refusing {bad}')
@@ -101,7 +103,6 @@ def read_archive(
         raise CifarFastError(f'cannot read {path} as a .zip or .tar archive: {why(e)}. Is it damaged, or cut short?') from e
 
 # %% ../nbs/01d_files.ipynb #c0c1d60a
-_largest = 2**30     # bytes of one file
 _large,_ahead = 2**15,16 # bytes of a picture for a thread, pictures ahead
 
 # %% ../nbs/01d_files.ipynb #114c98de

@@ -890,6 +890,8 @@ def test_bytes_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, 'most_bytes', 10**6)
     with open(f,'ab') as o: o.write(zlib.compress(bytes(2*10**6), wbits=31))  # a second gzip stream behind the end of the archive
     refused(f, tmp_path, 'holds more than')
+    monkeypatch.setattr(files, '_largest', 300)
+    for fmt in 'zip','tar': refused(pack(tmp_path/'c', folder(tmp_path/'in2'), fmt), tmp_path, "it is larger than")
     monkeypatch.setattr(data, 'most_bytes', 1000)
     refused(d.parent/'good', tmp_path, 'make them smaller with --size')
 
