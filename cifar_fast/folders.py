@@ -103,6 +103,17 @@ def _flat_items(pics, root, where):
                              f'Give the path of one. Classes? Move their pictures up, {hint}')
     return items
 
+# %% ../nbs/01b_folders.ipynb #a0c1d416
+def _check_inside(items, depth, where):
+    'Raise a `CifarFastError` where a class holds folders that are called as those beside it; a class is name `depth`'
+    parts = [n.split('/') for *_,n in items]
+    inside,classes = {},{p[depth-1] for p in parts}
+    for p in parts: inside.setdefault(p[depth-1], set()).update(p[depth:-1][:1])
+    for c,o in inside.items():
+        same = sorted(o.intersection(classes)-{c})
+        if len(same)>1: raise CifarFastError(f'{where}: is {printable(c)} a class, like {some_names(same)} beside it, of which it holds '
+                                             'folders, too? Take it out, or say which is which in a table, with --labels')
+
 # %% ../nbs/01b_folders.ipynb #a0c1d2fe
 def _left_out(names, items, depth):
     'Lines about the files in class folders that are none of `items`, and about class folders without a picture; a class is name `depth`'
@@ -136,6 +147,7 @@ def find_items(
         _check_beside(pics, root, where, splits := split_folders(names))
         items,depth = _split_items(pics, root, where, splits)
     else: items,depth = _flat_items(pics, at := _flat_root(pics), where),len(at)+1
+    _check_inside(items, depth, where)
     return [(s,printable(c),n) for s,c,n in items],_left_out(names, items, depth)
 
 # %% ../nbs/01b_folders.ipynb #a0c1d307

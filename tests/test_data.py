@@ -745,6 +745,15 @@ def test_several_data_sets_are_named(tmp_path):
     draw(tmp_path/'d', ('val','valid','train'))
     refused(tmp_path/'d', tmp_path, 'two folders for one split')
 
+@pytest.mark.parametrize('split', ['','train'])
+def test_a_copy_of_the_data_set_among_its_classes(split, tmp_path):
+    "As in a well-known set of flowers: the copy is no class"
+    d = draw(tmp_path/'in', [split,f'{split}/flowers'.strip('/')])
+    refused(d, tmp_path, 'is flowers a class, like cat, dog, owl beside it, of which it holds folders, too? Take it out')
+    shutil.rmtree(d/split/'flowers/cat')
+    (d/split/'flowers/dog').rename(d/split/'flowers/old')  # a single folder of such a name may be chance
+    assert load(d, tmp_path).vocab==['cat','dog','flowers','owl']
+
 def test_same_letters_are_one_class(tmp_path):
     d = draw(tmp_path/'in', classes=('caf\u00e9','zoo'))
     (d/'test/caf\u00e9').rename(d/'test/cafe\u0301')
