@@ -218,12 +218,17 @@ def body_head(
 # %% ../nbs/06_models.ipynb #4436c645
 nets = dict(resnet9=resnet9, resnet18=resnet18, dilated_net=dilated_net, speed_net=speed_net)
 
+_settled = {*'name n_classes num_classes pretrained checkpoint_path weights weights_backbone'.split()}
+
 def check_model(
-    name:str, # A key of `nets`, 'torchvision/resnet34', 'timm/convnext_atto', …
+    name:str, /, # A key of `nets`, 'torchvision/resnet34', 'timm/convnext_atto', …
     **kwargs  # Arguments that its constructor should know
 )->callable: # The constructor
     'Raise a `CifarFastError` unless there is a network `name` that takes such arguments; nothing is built'
-    if (lib := _library(name)): return lib
+    if (lib := _library(name)):
+        for k in _settled.intersection(kwargs):
+            raise CifarFastError(f'{k} is no argument for model_args: weights come by pretrained or start, classes from the data')
+        return lib
     net = choose(name, {**nets, 'torchvision/NAME': None, 'timm/NAME': None}, 'model')
     for k in kwargs: choose(k, [o for o in inspect.signature(net).parameters if o!='n_classes'], f'argument of {name}')
     return net

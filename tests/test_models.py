@@ -97,6 +97,9 @@ def test_weights_on_the_disk_cannot_run_anything(tmp_path, monkeypatch):
     torch.save({'fc.weight': Evil()}, path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     with pytest.raises(CifarFastError, match='no pretrained weights for torchvision/shufflenet'): get_model(small, 3, True)
+    for kw in dict(weights='DEFAULT'),dict(checkpoint_path=str(path)):
+        with pytest.raises(CifarFastError, match='is no argument for model_args: weights come by pretrained or start'):
+            get_model(small, 1000, **kw)
     assert not (tmp_path/'ran').exists()
 
 class Look(Callback):
@@ -187,6 +190,9 @@ def test_randomized_draws_every_weight():
     ('torchvision/resnet43', {}, "unknown torchvision model 'resnet43': did you mean 'resnet"),
     ('torchvision/', {}, 'unknown torchvision model'),
     ('resnet34', {}, 'torchvision/NAME'), ('torchvision/resnet18', dict(widht=4), "cannot build .*unexpected keyword argument 'widht'"),
+    ('torchvision/resnet18', dict(n_classes=4), 'n_classes is no argument for model_args'),
+    ('torchvision/resnet18', dict(name='a'), 'name is no'), ('resnet9', dict(name='a'), "unknown argument of resnet9 'name'"),
+    ('torchvision/resnet18', dict(pretrained=True), 'pretrained is no'),
     ('torchvision/googlenet', dict(init_weights=False), 'gives a GoogLeNetOutputs, not logits'),
     ('torchvision/vit_b_16', {}, 'images of 32×32 pixels .Wrong image height'), ('torchvision/vgg11', dict(size=16), 'of 16×16 pixels')])
 def test_messages(folder, name, kwargs, said):
