@@ -8,6 +8,7 @@ import hashlib,inspect,json,os,re,socket
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from warnings import warn
 import numpy as np
@@ -101,15 +102,17 @@ def _picture_arrays(items, got, where, test=None, skip=False):
 def _remarks(d, names, tnames):
     'Lines about images that are there twice and about uneven classes'
     seen,vocab,counts = {},d['vocab'],np.bincount(d['train_y'], minlength=len(d['vocab']))
-    for test,xs,ys,ns in (False,d['train_x'],d['train_y'],names),(True,d['test_x'],d['test_y'],tnames):
-        for a,c,n in zip(xs, ys, ns): seen.setdefault(hashlib.sha1(a).digest(), []).append((test,vocab[c],n))
+    sets = ['training']*len(d['train_y'])+['test']*len(d['test_y'])
+    for i in ifnone(d.get('valid'), []): sets[i] = 'validation'
+    for s,a,c,n in zip(sets, chain(d['train_x'],d['test_x']), chain(d['train_y'],d['test_y']), chain(names,tnames)):
+        seen.setdefault(hashlib.sha1(a).digest(), []).append((s,vocab[c],n))
     again = [o for o in seen.values() if len(o)>1]
-    both = [f'{n} = {o[0][2]}' for o in again if not o[0][0] for test,_,n in o if test]
+    both = {s: [f'{n} = {o[0][2]}' for o in again for s2,_,n in o if s2==s!=o[0][0]] for s in ('validation','test')}
     odd = [' = '.join(f'{n} ({c})' for _,c,n in o) for o in again if len({c for _,c,_ in o})>1]
     i,j = counts.argmax(),counts.argmin()
     uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy hides the rare ones'
-    return [*told('test images that are training images, too', both), *told('images that stand under several classes', odd),
-            *([uneven] if counts[i]>=5*counts[j] else [])]
+    return [*(t for s,o in both.items() for t in told(f'{s} images that are training images, too', o)),
+            *told('images that stand under several classes', odd), *([uneven] if counts[i]>=5*counts[j] else [])]
 
 # %% ../nbs/02_data.ipynb #b0c1d2f5
 def _plan(names, where, how):
@@ -127,11 +130,20 @@ def _plan(names, where, how):
     items,notes = find_items(names, where, root)
     return items,notes,[n for *_,n in items],None
 
+# %% ../nbs/02_data.ipynb #b0c1d50e
+def _archived_table(got, labels, path):
+    'The bytes of the table `labels` in an archive'
+    held = sorted((n for n in got if f'/{n}'.endswith(labels)), key=len)
+    if not held: raise CifarFastError(f'no table of labels {labels[1:]}, neither here nor in {path}')
+    if len(held)>1 and f'/{held[0]}'!=labels:
+        raise CifarFastError(f'{path}: {labels[1:]} may be {some_names(sorted(held))}: give the folder, too')
+    return got[held[0]]
+
 # %% ../nbs/02_data.ipynb #1306095a
 def _read(path, size, how, plan=None):
     'The arrays in the folder or archive at `path`, by the names of the fields of `ImageArrays`; without a plan it is an archive'
-    got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and Path(how['labels']).name
-    def wanted(n): return is_picture(n) or n.rpartition('/')[2] in ([table] if table else batch_names)
+    got,names,total,table = {},[],0,how['labels'] not in (None,'coarse') and f"/{Path(how['labels']).as_posix()}"
+    def wanted(n): return is_picture(n) or (f'/{n}'.endswith(table) if table else n.rpartition('/')[2] in batch_names)
     files = read_folder(path, plan[2]) if plan else read_archive(path, wanted)
     for n,o in tqdm(decoded(files, size), desc=f'reading {path.name}', unit=' files', delay=3, mininterval=1, leave=False):
         names.append(n)
@@ -139,9 +151,7 @@ def _read(path, size, how, plan=None):
         total += getattr(o, 'nbytes', 0)
         if total>most_bytes:
             raise CifarFastError(f'the images in {path} take more than {most_bytes/2**30:g} GB of memory: make them smaller with --size')
-    if table and how['table'] is None:
-        how = dict(how, table=first(o for n,o in got.items() if n.rpartition('/')[2]==table))
-        if how['table'] is None: raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {path}")
+    if table and how['table'] is None: how = dict(how, table=_archived_table(got, table, path))
     where = printable(path)
     items,notes,_,batches = plan or _plan(names, where, how)
     if not batches:
@@ -186,7 +196,7 @@ def _found(path, how):
     'The key of the folder or archive at `path`, and a function that reads it, of `size`'
     how = dict(how, table=None)
     if how['labels'] not in (None,'coarse'):
-        f = first(o for o in (Path(how['labels']).expanduser(),path/how['labels']) if o.is_file())
+        f = first(o for o in (Path(os.path.expanduser(how['labels'])),path/how['labels']) if o.is_file())
         if f: how['table'] = f.read_bytes()
         elif path.is_dir(): raise CifarFastError(f"no table of labels {how['labels']}, neither here nor in {printable(path)}")
     if path.is_file(): plan,key = None,_key(path)
@@ -209,7 +219,7 @@ def _source(data, cache, how):
     if data=='cifar10':
         path = cache/_cifar10_url.rpartition('/')[2]
         return data,_cifar10_sha256,lambda size: _fetch_cifar10(path) or _found(path, how)[1](size)
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # Path's own raises where there is no such person
     if not (path.is_dir() or path.is_file()):
         raise CifarFastError(f'no folder or archive {printable(data)}, '
                              'and no built-in data set of that name: those are cifar10 and shapes10')
@@ -219,8 +229,8 @@ def _source(data, cache, how):
 # %% ../nbs/02_data.ipynb #b0c1d2f7
 def _remembered(entry, name):
     "The data set in a file of the cache; None if there is none, half of one, another one, or another program's"
-    if not entry.is_file(): return
     try:
+        if not entry.is_file(): return
         with np.load(entry, allow_pickle=False) as z: d = {k: z[k] for k in z.files}
         was = str(d.pop('fingerprint'))
         ims = ImageArrays(**dict(d, vocab=d['vocab'].tolist(), notes=d['notes'].tolist()), name=name)
@@ -228,7 +238,7 @@ def _remembered(entry, name):
     except Exception: return
 
 # %% ../nbs/02_data.ipynb #36fab780
-_version = 5 # of the cache's format and of everything that decides a pixel
+_version = 6 # of the cache's format and of everything that decides a pixel
 
 _say = cache(print)  # each line once, however often the data are loaded
 

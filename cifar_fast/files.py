@@ -4,9 +4,10 @@
 
 # %% ../nbs/01d_files.ipynb #c0c1d602
 from __future__ import annotations
-import errno,lzma,os,re,stat,tarfile,zipfile,zlib
+import errno,os,re,stat,tarfile,zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from fastcore.all import *
@@ -35,10 +36,23 @@ def walk_folder(
             name,n = folder+f.name,n+1
             if n>_most_files: raise CifarFastError(f'{path} holds more than {_most_files:,} files: give the path of the data set in it')
             if _hidden.search(f.name): continue
-            if f.is_file(): yield name,f.stat()
-            elif f.is_dir() and not any(os.path.samestat(os.stat(f.path), o) for o in (s,*above)):
+            if not f.is_dir(): yield name,f.stat(follow_symlinks=f.is_file())
+            elif not any(os.path.samestat(os.stat(f.path), o) for o in (s,*above)):
                 yield name+'/',None
                 todo.append((name+'/',(s,*above)))
+
+# %% ../nbs/01d_files.ipynb #c0c1d60b
+def _zip_name(m):
+    'The name of an entry: UTF-8 where its bytes are, whether it says so or not'
+    if not m.flag_bits&0x800:
+        with suppress(UnicodeError): return m.filename.encode('cp437').decode()
+    return m.filename
+
+class _TarEntry(tarfile.TarInfo):
+    'An entry whose name, or what else stands before it, is of a length that can be'
+    def _proc_member(self, t):
+        if self.type in b'LKxgX' and self.size>2**24: raise CifarFastError(f'{t.name}: refusing a name longer than 16 MB')
+        return super()._proc_member(t)
 
 # %% ../nbs/01d_files.ipynb #8eeb7f7c
 def _entries(path):
@@ -46,9 +60,10 @@ def _entries(path):
     if path.suffix.lower()=='.zip':
         with zipfile.ZipFile(path) as z:
             for m in z.infolist():
-                yield m.filename, m.file_size, stat.S_IFMT(m.external_attr>>16) in (0,stat.S_IFREG,stat.S_IFDIR), partial(z.read, m)
+                get = partial(lambda m: z.open(m).read(m.file_size+1), m)  # not `z.read`, which reads on
+                yield _zip_name(m), m.file_size, stat.S_IFMT(m.external_attr>>16) in (0,stat.S_IFREG,stat.S_IFDIR), get
     else:
-        with tarfile.open(path) as t:
+        with tarfile.open(path, tarinfo=_TarEntry) as t:
             while m := t.next():
                 yield m.name+'/'*m.isdir(), m.size, m.isdir() or (m.isreg() and not m.issparse()), lambda: t.extractfile(m).read()
                 t.members.clear()  # else it remembers them all: 60,000 take 100 MB
@@ -58,6 +73,7 @@ def _entries(path):
 
 # %% ../nbs/01d_files.ipynb #c0c1d609
 most_bytes = 8*2**30
+_largest = 2**30 # bytes of one file
 
 # %% ../nbs/01d_files.ipynb #6d58e37c
 def read_archive(
@@ -65,25 +81,28 @@ def read_archive(
     wanted:callable # Of a name: whether its bytes are wanted
 ):
     'Yield the name of each entry, and its bytes, or None where they are not wanted'
-    total = 0
+    total,seen = 0,set()
     try:
         for n,(name,size,plain,get) in enumerate(_entries(path)):
             total += size
             parts = name.replace('\\','/').split('/')
             outside = name and not parts[0] or '..' in parts or re.match('[A-Za-z]:', name)
+            tidy = '/'.join([*(p for p in parts[:-1] if p not in ('','.')), parts[-1]])  # a folder's ends in a slash
             bad = (f'the entry {name!r}: it points outside the archive' if outside else
                    f'the entry {name!r}: it is a link or a device, not a file' if not plain else
+                   f'the entry {name!r}: it stands there twice' if tidy in seen else
+                   f'the entry {name!r}: it is larger than {_largest/2**30:g} GB' if size>_largest and wanted(tidy) else
                    f'an archive that holds more than {most_bytes/2**30:g} GB' if total>most_bytes else
                    f'an archive of more than {_most_files:,} entries' if n>_most_files else None)
             if bad: raise CifarFastError(f'{path}: refusing {bad}')
-            tidy = '/'.join([*(p for p in parts[:-1] if p not in ('','.')), parts[-1]])  # a folder's ends in a slash
-            if tidy and not _hidden.search(tidy): yield tidy,get() if wanted(tidy) else None
-    # RuntimeError: a zip with a password
-    except (EOFError,OSError,RuntimeError,tarfile.TarError,zipfile.BadZipFile,lzma.LZMAError,zlib.error) as e:
+            if not tidy or _hidden.search(tidy): continue
+            if wanted(tidy): seen.add(tidy)
+            yield tidy,get() if tidy in seen else None
+    except CifarFastError: raise
+    except Exception as e:  # each compression has its own, and so has each kind of damage
         raise CifarFastError(f'cannot read {path} as a .zip or .tar archive: {why(e)}. Is it damaged, or cut short?') from e
 
 # %% ../nbs/01d_files.ipynb #c0c1d60a
-_largest = 2**30     # bytes of one file
 _large,_ahead = 2**15,16 # bytes of a picture for a thread, pictures ahead
 
 # %% ../nbs/01d_files.ipynb #114c98de
@@ -94,7 +113,9 @@ def read_folder(
     'Yield each name and the bytes of that file, or the error'
     def read(n):
         try:
-            if (path/n).stat().st_size<=_largest: return (path/n).read_bytes()
+            s = (path/n).stat()
+            if not stat.S_ISREG(s.st_mode): return OSError(errno.EINVAL, 'it is not a plain file', str(path/n))
+            if s.st_size<=_largest: return (path/n).read_bytes()
             return OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path/n))
         except OSError as e: return e
     with ThreadPoolExecutor(8) as ex:

@@ -103,6 +103,17 @@ def _flat_items(pics, root, where):
                              f'Give the path of one. Classes? Move their pictures up, {hint}')
     return items
 
+# %% ../nbs/01b_folders.ipynb #a0c1d416
+def _check_inside(items, depth, where):
+    'Raise a `CifarFastError` where a class holds folders that are called as those beside it; a class is name `depth`'
+    parts = [n.split('/') for *_,n in items]
+    inside,classes = {},{p[depth-1] for p in parts}
+    for p in parts: inside.setdefault(p[depth-1], set()).update(p[depth:-1][:1])
+    for c,o in inside.items():
+        same = sorted(o.intersection(classes)-{c})
+        if len(same)>1: raise CifarFastError(f'{where}: is {printable(c)} a class, like {some_names(same)} beside it, of which it holds '
+                                             'folders, too? Take it out, or say which is which in a table, with --labels')
+
 # %% ../nbs/01b_folders.ipynb #a0c1d2fe
 def _left_out(names, items, depth):
     'Lines about the files in class folders that are none of `items`, and about class folders without a picture; a class is name `depth`'
@@ -136,6 +147,7 @@ def find_items(
         _check_beside(pics, root, where, splits := split_folders(names))
         items,depth = _split_items(pics, root, where, splits)
     else: items,depth = _flat_items(pics, at := _flat_root(pics), where),len(at)+1
+    _check_inside(items, depth, where)
     return [(s,printable(c),n) for s,c,n in items],_left_out(names, items, depth)
 
 # %% ../nbs/01b_folders.ipynb #a0c1d307
@@ -150,10 +162,11 @@ def read_labels(
     try: text = b.decode('utf-16' if b[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
     except UnicodeDecodeError: text = b.decode('latin-1')
     sep = max(',;\t', key=text.partition('\n')[0].count)
-    try: rows = [[c.strip() for c in r] for r in csv.reader(io.StringIO(text, newline=''), delimiter=sep) if any(r)]
+    how = dict(delimiter=sep, skipinitialspace=True, strict=True)  # else a quotation mark that is not closed hides the rows after it
+    try: rows = [[c.strip() for c in r] for r in csv.reader(io.StringIO(text, newline=''), **how) if any(r)]
     except csv.Error as e: raise CifarFastError(f'cannot read the table {name}: {why(e)}') from e
     head = [c.lower() for c in rows[0]] if rows else []
-    at = [first(i for i,c in enumerate(head) if c in o) for o in _columns]
+    at = [first(head.index(c) for c in o if c in head) for o in _columns]
     if None not in at[:2]: rows = rows[1:]
     else: at = 0,1,(2 if len(head)>2 else None)
     short = first(r for r in rows if len(r)<=max(at[:2]))
@@ -164,7 +177,7 @@ def read_labels(
 # %% ../nbs/01b_folders.ipynb #a0c1d309
 def _labelled(pics, rows, where):
     'The item of each picture that `rows` name, and the files of them that are not there'
-    answers,items,lost = {},{},[]
+    answers,items,lost,splits = {},{},[],split_folders(pics)
     for n in pics:
         p = printable(n).split('/')
         ends = {'/'.join(p[i:]) for i in range(len(p))}
@@ -176,7 +189,8 @@ def _labelled(pics, rows, where):
         if s and not _split_of(s): raise CifarFastError(f'{where}: the split of {f} is {s!r}: choose train, valid or test')
         if not ns: lost.append(f)
         elif c:
-            n,around = ns[0],first(filter(None, map(_split_of, ns[0].split('/')[:-1])))
+            n,p = ns[0],tuple(ns[0].split('/'))
+            around = first(splits[p[:i]] for i in range(1, len(p)) if p[:i] in splits)
             item = _split_of(s) or around or 'train',printable(c),n
             if items.setdefault(n, item)!=item: raise CifarFastError(f'{where}: {f} stands there twice, as {items[n][1]} and {c}')
     return items,lost
@@ -191,6 +205,7 @@ def label_items(
     'Which picture is what, by a table'
     pics = [n for n in names if is_picture(n)]
     items,lost = _labelled(pics, rows, where)
+    if not items and not lost: raise CifarFastError(f'{where} gives no picture a class')
     if not items or lost and not skip:
         raise CifarFastError(f'{where} names {len(lost)} pictures that are not there: {some_names(lost, 20)}. '
                              'Correct it, or go on with --skip_broken')

@@ -23,7 +23,8 @@ def image_stats(
     v = np.arange(256)/255
     counts = [np.bincount(x[...,c].reshape(-1), minlength=256) for c in range(x.shape[-1])]
     mean = [float((n*v).sum()/n.sum()) for n in counts]
-    return mean,[float(((n*(v-m)**2).sum()/n.sum())**.5) for n,m in zip(counts, mean)]
+    std = [float(((n*(v-m)**2).sum()/n.sum())**.5) for n,m in zip(counts, mean)]
+    return mean,[o if o>1e-6 else 1. for o in std]
 
 # %% ../nbs/05_loaders.ipynb #ca443931
 class ReadImage(Transform):

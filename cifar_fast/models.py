@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_models.ipynb #62ce6021
 from __future__ import annotations
-import difflib,inspect,logging
+import difflib,inspect,logging,re
 from collections import OrderedDict
 from functools import partial
 import torch
@@ -191,8 +191,10 @@ def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     if lib=='timm': return _timm().create_model(name, pretrained=pretrained, num_classes=n_classes, **kwargs)
     net = zoo.get_model(name, num_classes=n_classes, **kwargs)
     if not pretrained: return net
-    head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')}
-    net.load_state_dict({**zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True), **head})
+    state = zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    for k in [*state]: state[re.sub(r'(\.denselayer\d+\.\w+)\.(?=\d)', r'\1', k)] = state.pop(k)  # norm.1 in the files, norm1 in the nets
+    state.update({k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')})
+    net.load_state_dict(state)  # not a copy: it also carries versions, which mnasnet asks for
     return net
 
 # %% ../nbs/06_models.ipynb #13016887
@@ -216,12 +218,17 @@ def body_head(
 # %% ../nbs/06_models.ipynb #4436c645
 nets = dict(resnet9=resnet9, resnet18=resnet18, dilated_net=dilated_net, speed_net=speed_net)
 
+_settled = {*'name n_classes num_classes pretrained checkpoint_path weights weights_backbone'.split()}
+
 def check_model(
-    name:str, # A key of `nets`, 'torchvision/resnet34', 'timm/convnext_atto', …
+    name:str, /, # A key of `nets`, 'torchvision/resnet34', 'timm/convnext_atto', …
     **kwargs  # Arguments that its constructor should know
 )->callable: # The constructor
     'Raise a `CifarFastError` unless there is a network `name` that takes such arguments; nothing is built'
-    if (lib := _library(name)): return lib
+    if (lib := _library(name)):
+        for k in _settled.intersection(kwargs):
+            raise CifarFastError(f'{k} is no argument for model_args: weights come by pretrained or start, classes from the data')
+        return lib
     net = choose(name, {**nets, 'torchvision/NAME': None, 'timm/NAME': None}, 'model')
     for k in kwargs: choose(k, [o for o in inspect.signature(net).parameters if o!='n_classes'], f'argument of {name}')
     return net

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io,os,unicodedata
 from pathlib import Path
 import numpy as np
-from PIL import Image,ImageOps
+from PIL import ExifTags,Image
 from fastcore.all import *
 from .core import *
 
@@ -24,6 +24,17 @@ def _bytes(a):
     else: span = int(first(o for o in spans if hi<o))
     return (a*(256/span)).clip(0, 255).astype(np.uint8)
 
+# %% ../nbs/01a_pictures.ipynb #a0c1d403
+_ways = 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()
+_turns = {i: Image.Transpose[o] for i,o in enumerate(_ways, 2)}
+
+def _upright(im):
+    'The picture as it was held'
+    im.load()  # a TIFF is turned by that
+    try: how = im.getexif().get(ExifTags.Base.Orientation)
+    except Exception: return im  # damaged, in one of many ways
+    return im.transpose(_turns[how]) if how in _turns else im  # `exif_transpose` would write EXIF anew, too, where much can go wrong
+
 # %% ../nbs/01a_pictures.ipynb #bb657204
 def image_array(
     im:Image.Image|np.ndarray, # Any picture
@@ -31,7 +42,7 @@ def image_array(
 )->np.ndarray: # uint8, height × width × 3
     'A picture as a uint8 array H×W×3: upright, over white where it is transparent, resized to `size`×`size` if given'
     if isinstance(im, np.ndarray): im = Image.fromarray(im if im.dtype==np.uint8 else _bytes(im))
-    else: im = ImageOps.exif_transpose(im)
+    else: im = _upright(im)
     if im.mode[0] in 'IF': im = Image.fromarray(_bytes(np.asarray(im)))
     if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     im = im.convert('RGB')

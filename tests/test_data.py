@@ -1,6 +1,6 @@
 'Bad inputs of every kind: each must end in one clear line, and leave nothing behind'
 from __future__ import annotations
-import http.server,io,os,pickle,re,shutil,socket,struct,tarfile,threading,zipfile,zlib
+import http.server,io,os,pickle,re,shutil,socket,struct,tarfile,threading,tracemalloc,zipfile,zlib
 from pathlib import Path
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from PIL import Image
 from cifar_fast import data,files
 from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
+from cifar_fast.pictures import read_image
 from cifar_fast.shapes import Shapes10
 
 rng = np.random.default_rng(1)
@@ -144,7 +145,14 @@ def test_files_that_are_none(tmp_path):
     d = folder(tmp_path/'in')
     os.mkfifo(d/'train/cow/pipe.png')
     for f in d/'train/cow/pipe.png','/dev/zero': refused(f, tmp_path, 'no folder or archive')
-    same(load(d, tmp_path))
+    (d/'train/cow/zero.png').symlink_to('/dev/zero')
+    (d/'train/cow/gone.png').symlink_to(tmp_path/'elsewhere.png')  # as git-annex and DVC leave what has not been fetched
+    refused(d, tmp_path, 'cannot read 3 images', 'gone.png (No such file', 'pipe.png (it is not a plain file)', 'zero.png (it is not')
+    o = load(d, tmp_path, skip_broken=True)
+    same(o)
+    assert o.notes==['damaged images, left out: 3 (train/cow/gone.png, train/cow/pipe.png, train/cow/zero.png)']
+    shutil.copy(d/'train/cow/05.png', tmp_path/'elsewhere.png')
+    assert len(load(d, tmp_path, skip_broken=True).train_y)==11
 
 def test_jpeg_equals_pillow(tmp_path):
     d = folder(tmp_path/'in')
@@ -154,11 +162,29 @@ def test_jpeg_equals_pillow(tmp_path):
     want = np.stack([np.asarray(Image.open(f).convert('RGB')) for f in sorted((d/'train').rglob('*.JPG'))])
     np.testing.assert_array_equal(load(d, tmp_path).train_x, want)
 
+def test_what_is_odd_in_exif_does_not_matter(tmp_path):
+    "Only which way is up counts; the rest may be of a type that nobody can write again, cut short, or no EXIF at all"
+    from PIL.PngImagePlugin import PngInfo
+    a = rng.integers(0, 256, (6,8,3), dtype=np.uint8)
+    def tiff(*tags):
+        return b'II*\0\x08\0\0\0'+struct.pack('<H', len(tags))+b''.join(struct.pack('<HHI', *o[:3])+o[3] for o in tags)+bytes(4)
+    turned,maker = (0x112,3,1,struct.pack('<HH', 6, 0)),(0x10f,12,1,bytes(4))
+    def saved(**kw):
+        f = io.BytesIO()
+        Image.fromarray(a).save(f, 'png', **kw)
+        return f.getvalue()
+    raw = PngInfo()
+    raw.add_text('Raw profile type exif', '\nexif\n   4\nno hex')
+    for kw,want in [(dict(exif=tiff(turned, maker)), np.rot90(a, -1)), (dict(exif=tiff(turned)), np.rot90(a, -1)), (dict(pnginfo=raw), a),
+                    (dict(exif=b'neither II nor MM'), a)]:
+        np.testing.assert_array_equal(read_image(saved(**kw)), want)
+
 # Folders that are not right
 
 def test_no_such_folder(tmp_path):
     refused(tmp_path/'nope', tmp_path, 'no folder or archive', 'nope', 'cifar10 and shapes10')
     refused('cifar', tmp_path, 'no folder or archive cifar,')
+    refused('~nobody-here/x', tmp_path, 'no folder or archive ~nobody-here/x,')
 
 @pytest.mark.parametrize('size', [0,-1])
 def test_bad_size(size, made, tmp_path): refused(made['flat'], tmp_path, 'number of pixels', size=size)
@@ -375,6 +401,51 @@ def test_zip_with_password(made, tmp_path):
     for m in list(re.finditer(b'PK\x03\x04', b)): b[m.start()+6] |= 1
     refused(put(tmp_path/'secret.zip', bytes(b)), tmp_path, 'secret.zip', 'encrypted')
 
+def test_zip_of_utf8_that_does_not_say_so(tmp_path):
+    "As the archiver of macOS writes it"
+    b = bytearray(pack(tmp_path/'whole', draw(tmp_path/'in', classes=('caf\u00e9','zoo')), 'zip').read_bytes())
+    for mark,at in (b'PK\x01\x02',9),(b'PK\x03\x04',7):
+        for m in list(re.finditer(mark, b)): b[m.start()+at] &= ~8
+    assert load(put(tmp_path/'silent.zip', bytes(b)), tmp_path).vocab==['caf\u00e9','zoo']
+    old = put(tmp_path/'old.zip', bytes(b).replace('caf\u00e9'.encode(), b'caf\x82g'))  # cp437, for which the name is as long
+    assert load(old, tmp_path).vocab==['caf\u00e9g','zoo']
+
+def test_damage_in_the_list_of_a_zip(tmp_path):
+    f = pack(tmp_path/'whole', draw(tmp_path/'in', classes=('caf\u00e9','zoo'), n=1), 'zip')
+    b = f.read_bytes()
+    at = b.index('caf\u00e9'.encode(), b.index(b'PK\x01\x02'))+3
+    refused(put(tmp_path/'bad.zip', b[:at]+b'\xff'+b[at+1:]), tmp_path, 'bad.zip', "'utf-8' codec can't decode", 'Is it damaged')
+
+@pytest.mark.parametrize('fmt', ['zip','tar'])
+def test_entry_that_stands_twice(fmt, tmp_path):
+    "As `tar -r` leaves what was added again: one of them would be trained on twice, or be in both sets"
+    f = pack(tmp_path/'a', draw(tmp_path/'in'), fmt)
+    if fmt=='tar':
+        with tarfile.open(f, 'a') as t:
+            for n in 'train','train/cat','./train/cat/0.png': t.add(tmp_path/'in'/n.removeprefix('./'), n, recursive=False)
+    else:
+        with zipfile.ZipFile(f, 'a') as z: z.writestr('train//cat/0.png', (tmp_path/'in/train/dog/0.png').read_bytes())
+    refused(f, tmp_path, 'cat/0.png', 'stands there twice')
+
+def peak(f, *args):
+    "The most memory, in MB, that Python had while it refused an archive"
+    tracemalloc.start()
+    try: refused(f, *args)
+    finally: most = tracemalloc.get_traced_memory()[1]/2**20,tracemalloc.stop()
+    return most[0]
+
+def test_bombs_that_lie(tmp_path):
+    "A zip that says 100 bytes, a tar whose name of a file is 64 MB long"
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('train/a/0.png', bytes(2**26))
+    b = bytearray((tmp_path/'a.zip').read_bytes())
+    for at in 22,b.index(b'PK\x01\x02')+24: b[at:at+4] = struct.pack('<I', 100)
+    assert peak(put(tmp_path/'a.zip', bytes(b)), tmp_path, 'a.zip', 'CRC')<8
+    for kind in tarfile.GNUTYPE_LONGNAME,tarfile.XHDTYPE:
+        m = tarfile.TarInfo('long')
+        m.type,m.size = kind,2**26
+        f = put(tmp_path/'a.tgz', zlib.compress(m.tobuf()+bytes(2**26)+tarfile.TarInfo('train/a/0.png').tobuf()+bytes(1024), wbits=31))
+        assert peak(f, tmp_path, 'a.tgz', 'longer than')<8
+
 def test_nothing_lands(made, tmp_path):
     f = pack(tmp_path/'some', made['flat'], 'gztar')
     before = set(tmp_path.rglob('*'))
@@ -455,6 +526,10 @@ def test_cache_that_cannot_be_written_is_a_warning(tmp_path):
     d = folder(tmp_path/'in')
     put(tmp_path/'file', b'')
     with pytest.warns(UserWarning, match='read anew next time'): same(load_images(d, cache=tmp_path/'file'))
+
+def test_cache_that_cannot_be_looked_into_is_a_warning(tmp_path):
+    d = folder(tmp_path/'in')
+    with pytest.warns(UserWarning, match='read anew next time'): same(load_images(d, cache=tmp_path/('long'*100)))
 
 def test_cache_folder_from_environment(tmp_path, monkeypatch):
     monkeypatch.setenv('CIFAR_FAST_CACHE', str(tmp_path/'env'))
@@ -645,6 +720,13 @@ def test_remarks_on_the_images(tmp_path):
         'uneven classes: cat has 34 training images and dog 4; accuracy hides the rare ones']
     assert load(d, tmp_path).notes==o.notes
 
+def test_validation_images_that_are_training_images(tmp_path):
+    d = draw(tmp_path/'in', ('train','val','test'))
+    for s,n in ('val',0),('test',1): shutil.copy(d/'train/owl/0.png', d/s/'owl'/f'{n}.png')
+    shutil.copy(d/'val/cat/3.png', d/'test/cat/2.png')
+    assert load(d, tmp_path).notes==['validation images that are training images, too: 1 (val/owl/0.png = train/owl/0.png)',
+        'test images that are training images, too: 2 (test/owl/1.png = train/owl/0.png, test/cat/2.png = val/cat/3.png)']
+
 def test_notes_are_said(tmp_path, capsys):
     settle_note = 'no test set: 6 of 12 images are kept apart as one, 50% of each class; --test .1 changes how many'
     load(draw(tmp_path/'mine', ['']), tmp_path, test=.5)
@@ -662,6 +744,15 @@ def test_several_data_sets_are_named(tmp_path):
     refused(tmp_path/'c', tmp_path, 'holds folders of folders, flowers, pets')
     draw(tmp_path/'d', ('val','valid','train'))
     refused(tmp_path/'d', tmp_path, 'two folders for one split')
+
+@pytest.mark.parametrize('split', ['','train'])
+def test_a_copy_of_the_data_set_among_its_classes(split, tmp_path):
+    "As in a well-known set of flowers: the copy is no class"
+    d = draw(tmp_path/'in', [split,f'{split}/flowers'.strip('/')])
+    refused(d, tmp_path, 'is flowers a class, like cat, dog, owl beside it, of which it holds folders, too? Take it out')
+    shutil.rmtree(d/split/'flowers/cat')
+    (d/split/'flowers/dog').rename(d/split/'flowers/old')  # a single folder of such a name may be chance
+    assert load(d, tmp_path).vocab==['cat','dog','flowers','owl']
 
 def test_same_letters_are_one_class(tmp_path):
     d = draw(tmp_path/'in', classes=('caf\u00e9','zoo'))
@@ -720,6 +811,42 @@ def test_table_that_changes_is_read_again(tmp_path, reads):
     b = load(d, tmp_path, **table(d, '\n'.join(rows).replace(',owl', ',dog')))
     assert (a.vocab,b.vocab,len(reads))==(['cat','dog','owl'],['cat','dog'],2)
 
+def test_columns_are_chosen_by_what_they_say(tmp_path):
+    "A number in front is not the file, though pictures of such names may be there"
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{i}.png', png(a))
+    text = 'id,filename,label,split\n'+'\n'.join(f'{i},{(i+1)%10}.png,{vocab[i%2]},{"test" if i>7 else "train"}' for i in range(10))
+    o = load(d, tmp_path, **table(d, text))
+    want = {f'{(i+1)%10}.png': vocab[i%2] for i in range(10)}
+    assert {n: o.vocab[c] for n,c in zip(o.names, [*o.train_y,*o.test_y])}==want
+
+def test_quotes_in_a_table(tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{i}.png', png(a))
+    rows = [f'{i}.png, "{("bee, small","cow")[i%2]}"' for i in range(10)]
+    assert load(d, tmp_path, **table(d, '\n'.join(['file, label',*rows]))).vocab==['bee, small','cow']
+    for bad in '0.png,"bee\n1.png,cow\n2.png,bee','0.png,"bee\n1.png,cow\n2.png,"bee"\n3.png,cow':  # one that is not closed hides rows
+        refused(d, tmp_path/'other', 'cannot read the table labels.csv', **table(d, bad))
+    refused(d, tmp_path/'other', 'labels.csv gives no picture a class', **table(d, 'file,label\n0.png,\n1.png,'))
+
+@pytest.mark.parametrize('fmt', ['zip','tar'])
+def test_which_table_of_an_archive(fmt, tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'pics/{i}.png', png(a))
+    for k,names in dict(old='ab', new='cd').items(): table(d/k, '\n'.join(f'{i}.png,{names[i%2]}' for i in range(10)))
+    f = pack(tmp_path/'out', d, fmt)
+    for k,names in dict(old='ab', new='cd').items(): assert load(f, tmp_path, labels=f'{k}/labels.csv').vocab==[*names]
+    refused(f, tmp_path/'other', 'labels.csv may be new/labels.csv, old/labels.csv: give the folder, too', labels='labels.csv')
+    refused(f, tmp_path/'other', 'no table of labels', labels=str(tmp_path/'nowhere/labels.csv'))
+    table(d, '\n'.join(f'{i}.png,{"ef"[i%2]}' for i in range(10)))
+    assert load(pack(tmp_path/'out2', d, fmt), tmp_path, labels='labels.csv').vocab==['e','f']
+
+def test_a_table_beside_split_folders_of_longer_names(tmp_path):
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'pets_{"test" if i>7 else "train"}/{i}.png', png(a))
+    o = load(d, tmp_path, **table(d, '\n'.join(f'{i}.png,{vocab[i%2]}' for i in range(10))))
+    assert not o.notes and sorted(o.names[len(o.train_y):])==['pets_test/8.png','pets_test/9.png']
+
 # CIFAR's other files
 
 @pytest.mark.parametrize('fmt', [None,'gztar'])
@@ -772,6 +899,8 @@ def test_bytes_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, 'most_bytes', 10**6)
     with open(f,'ab') as o: o.write(zlib.compress(bytes(2*10**6), wbits=31))  # a second gzip stream behind the end of the archive
     refused(f, tmp_path, 'holds more than')
+    monkeypatch.setattr(files, '_largest', 300)
+    for fmt in 'zip','tar': refused(pack(tmp_path/'c', folder(tmp_path/'in2'), fmt), tmp_path, "it is larger than")
     monkeypatch.setattr(data, 'most_bytes', 1000)
     refused(d.parent/'good', tmp_path, 'make them smaller with --size')
 

@@ -1,5 +1,5 @@
 "Nets of torchvision and timm: weights, head and normalisation; trained, resumed, explained, exported; the learner's arguments"
-import dataclasses,inspect
+import dataclasses,inspect,re
 from importlib.util import find_spec
 import numpy as np,pytest,torch
 import torch.nn.functional as F
@@ -61,6 +61,19 @@ def test_pretrained_but_for_the_head(weights):
         assert all(torch.equal(v, weights[k]) for k,v in ours.items() if not k.startswith('fc.'))
         assert not torch.equal(ours['fc.weight'], weights['fc.weight'][:n])
 
+@pytest.mark.parametrize('name', ['mnasnet0_5','densenet121'])
+def test_pretrained_of_older_files(name, tmp_path, monkeypatch):
+    "mnasnet asks which version wrote its weights; those of the densenets still have the names of their first version"
+    state = getattr(tv, name)(num_classes=5).state_dict()
+    for k in [*state]: state[re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', k)] = state.pop(k)
+    assert ('features.denseblock1.denselayer1.norm.1.weight' in state)==(name=='densenet121')
+    path = tmp_path/'hub'/'checkpoints'/tv.get_model_weights(name).DEFAULT.url.rpartition('/')[2]
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    ours = get_model(f'torchvision/{name}', 3, True).state_dict()
+    assert all(torch.equal(a, b) for (k,a),b in zip(ours.items(), state.values()) if not k.startswith('classifier'))
+
 def test_normalised_as_the_weights_expect(weights, folder):
     "An image of one colour arrives as torchvision's own transform for the weights makes it; without weights as the data set's mean"
     ims,img = images(folder),np.full((32,32,3), (200,100,50), np.uint8)
@@ -84,6 +97,9 @@ def test_weights_on_the_disk_cannot_run_anything(tmp_path, monkeypatch):
     torch.save({'fc.weight': Evil()}, path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     with pytest.raises(CifarFastError, match='no pretrained weights for torchvision/shufflenet'): get_model(small, 3, True)
+    for kw in dict(weights='DEFAULT'),dict(checkpoint_path=str(path)):
+        with pytest.raises(CifarFastError, match='is no argument for model_args: weights come by pretrained or start'):
+            get_model(small, 1000, **kw)
     assert not (tmp_path/'ran').exists()
 
 class Look(Callback):
@@ -174,6 +190,9 @@ def test_randomized_draws_every_weight():
     ('torchvision/resnet43', {}, "unknown torchvision model 'resnet43': did you mean 'resnet"),
     ('torchvision/', {}, 'unknown torchvision model'),
     ('resnet34', {}, 'torchvision/NAME'), ('torchvision/resnet18', dict(widht=4), "cannot build .*unexpected keyword argument 'widht'"),
+    ('torchvision/resnet18', dict(n_classes=4), 'n_classes is no argument for model_args'),
+    ('torchvision/resnet18', dict(name='a'), 'name is no'), ('resnet9', dict(name='a'), "unknown argument of resnet9 'name'"),
+    ('torchvision/resnet18', dict(pretrained=True), 'pretrained is no'),
     ('torchvision/googlenet', dict(init_weights=False), 'gives a GoogLeNetOutputs, not logits'),
     ('torchvision/vit_b_16', {}, 'images of 32×32 pixels .Wrong image height'), ('torchvision/vgg11', dict(size=16), 'of 16×16 pixels')])
 def test_messages(folder, name, kwargs, said):
