@@ -161,7 +161,8 @@ def _training(run, learn, images):
 # %% ../nbs/20_report.ipynb #b78ae9bd
 def _net(model, size):
     'The layers of the net'
-    net = model_summary(model.cpu(), size)
+    try: net = model_summary(model.cpu(), size)
+    except CifarFastError as e: return ft('p', str(e), cls='soft')  # such as a net that asks for a number on its way
     rows = [['\u2003'*n.count('.')+n.split('.')[-1], o.type, '×'.join(map(str, o.output)), f'{o.parameters:,}', f'{o.MACs/1e6:,.2f} M',
              o.field] for n,o in net.iterrows()]
     return _table(rows, ['layer',*net.columns], numbers=[3,4,5])
