@@ -57,7 +57,8 @@ def _turn(o, x, grids, widths):
     _,c,h,w = o.shape
     if like(c, h) and not like(h, w): return None if c*h==1 else lambda o: o.permute(0,3,1,2)
     rows = any(tokens(g, s) for g in grids[-1:] for s in ((h,) if like(h, w) else (c,h,w)))  # of tokens, as in an attention
-    return None if h*w==1 or rows or (like(c, h) and w in widths) else noop
+    strip = 1 in (h,w) and not like(h, w)  # such as the query of an attention that pools
+    return None if h*w==1 or rows or strip or (like(c, h) and w in widths) else noop
 
 # %% ../nbs/13_gradcam.ipynb #210845c2
 def _watch(model, x, modules):

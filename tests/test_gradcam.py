@@ -121,6 +121,21 @@ def test_what_is_no_map_is_refused(x):
         assert '\n' not in str(e.value)
     with pytest.raises(CifarFastError, match='not a tuple'): grad_cam(Two(), (x[:2],x[:2]))
 
+def test_the_query_of_a_pooling_attention_is_no_map(x):
+    "As the SigLIP nets of timm have one: each head's query is one row of numbers, whose norm would be the last layer with a grid"
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch,self.norm,self.q_norm,self.fc = nn.Conv2d(3,12,4,4),nn.LayerNorm(12),nn.Identity(),nn.Linear(12,10)
+            self.query = nn.Parameter(torch.randn(1,3,1,4))
+        def forward(self, x):
+            t = self.norm(self.patch(x).flatten(2).transpose(1, 2)).unflatten(2, (3,4)).transpose(1, 2)
+            return self.fc(F.scaled_dot_product_attention(self.q_norm(self.query.expand(len(x), -1, -1, -1)), t, t).flatten(1))
+    assert cam_layers(Pooled(), x)==['patch','norm']
+    with pytest.raises(CifarFastError, match="'q_norm' gives 2×3×1×4, but Grad-CAM needs a map"): grad_cam(Pooled(), x[:2], 'q_norm')
+    flat = nn.Sequential(nn.Conv2d(3,4,4,4), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten())  # where the image is a strip, so is its map
+    assert cam_layers(flat, x[:,:,:4])==['0','1']
+
 def test_one_layer_is_the_same_as_several(full_net, x):
     "By name, by module (also where it is a Sequential, which could be taken for a list) and by number"
     layers = cam_layers(full_net, x)
