@@ -65,6 +65,7 @@ def _watch(model, x, modules):
     'Where the outputs of `modules` will be, each with its `_turn`, and the hooks that put them there'
     acts,grids,widths = {},[],{m.normalized_shape[-1] for m in model.modules() if isinstance(m, nn.LayerNorm)}
     def keep(m, _, o):
+        acts.pop(m, None)  # of a layer that is called twice the last call counts, for its place among the others, too
         acts[m] = o,(turn := _turn(o, x, grids, widths))
         if not turn: return
         if not o.requires_grad: o = (o.clone() if o.is_inference() else o.detach()).requires_grad_()

@@ -244,6 +244,15 @@ def test_a_layer_that_is_called_twice(x):
     lo = raw.amin((1,2), keepdim=True)
     assert close(grad_cam(net, x[:4], 'act'), (raw-lo)/(hi-lo).clamp(min=1e-30))
 
+def test_a_shared_layer_stands_where_it_was_called_last(x):
+    "A net that has one activation and one pool for all of its convolutions: the deepest layer is the last pool"
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1,self.conv2,self.act,self.pool,self.fc = nn.Conv2d(3,4,3),nn.Conv2d(4,8,3),nn.ReLU(),nn.MaxPool2d(2),nn.Linear(288,10)
+        def forward(self, x): return self.fc(self.pool(self.act(self.conv2(self.pool(self.act(self.conv1(x)))))).flatten(1))
+    assert cam_layers(Shared(), x, 99)==['conv1','conv2','act','pool'] and cam_layers(Shared(), x, 1)==['pool']
+
 # --- empty maps and other trouble -----------------------------------------------------------------------------------
 
 def test_empty_maps(x):
