@@ -43,7 +43,7 @@ def look(self:NetOnShow,
     vocab,where = self.data['classes'],find_layer(self.net.model, layer or self.layers[-1])[1]
     with self.lock: _,img,cam,probs,shown,empty = first(explained(self.net, [file], self.size, where))
     h,w = img.shape[:2]
-    fig = Figure(figsize=(5*min(1, w/h), 5*min(1, h/w)), dpi=120)
+    fig = Figure(figsize=5*np.clip((w/h,h/w), .01, 1), dpi=120)
     show_cam(img, cam, ax=fig.add_axes([0,0,1,1]))
     fig.savefig(png := io.BytesIO(), format='png')
     of = f'{"no " if empty else ""}evidence for {harmless(vocab[shown])}'

@@ -5,7 +5,6 @@
 # %% ../nbs/21a_evaluate.ipynb #a27e8581
 from __future__ import annotations
 from .core import *
-from unicodedata import normalize
 import cv2
 from fastai.vision.all import *
 from .pictures import *
@@ -32,13 +31,13 @@ def labelled_images(
 )->tuple: # Images uint8 N×H×W×3, names of their classes, names of the images
     'Images of `data` with their labels, as `run` would see them'
     d,path = run_data(run),Path(data).expanduser()
-    known = {normalize('NFC', c) for c in d['classes']}
-    if path.is_dir() and any(normalize('NFC', o.name) in known for o in path.iterdir()):
+    known = {printable(c) for c in d['classes']}
+    if path.is_dir() and any(printable(o.name) in known for o in path.iterdir()):
         files = find_pictures(path)
-        names = [normalize('NFC', ''.join(o.relative_to(path).parent.parts[:1])) for o in files]
+        names = [printable(''.join(o.relative_to(path).parent.parts[:1])) for o in files]
         return np.stack([read_image(o, d['size']) for o in files]),names,[str(o) for o in files]
     ims = load_images(data, d['size'])
-    return ims.test_x,[normalize('NFC', ims.vocab[i]) for i in ims.test_y],[f'test image {i}' for i in range(len(ims.test_y))]
+    return ims.test_x,[printable(ims.vocab[i]) for i in ims.test_y],[f'test image {i}' for i in range(len(ims.test_y))]
 
 # %% ../nbs/21a_evaluate.ipynb #ccca0c24
 def match_classes(
@@ -46,7 +45,7 @@ def match_classes(
     names:list  # The class of each image
 )->tuple: # Which images are of a class that the net knows, bool; the numbers of their classes; pairs of label and value: what is missing
     'Classes by their names'
-    number = {normalize('NFC', c): i for i,c in enumerate(vocab)}
+    number = {printable(c): i for i,c in enumerate(vocab)}
     kept = np.array([c in number for c in names])
     y = np.array([number[c] for c,k in zip(names, kept) if k], dtype=np.int64)
     extra,lost = sorted(set(names)-number.keys()),[c for c,i in number.items() if i not in y]

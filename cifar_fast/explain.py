@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from fastai.basics import *
 from .pictures import *
+from .files import *
 from .runs import *
 from .gradcam import *
 from .interpret import *
@@ -21,9 +22,8 @@ __all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
-    'The images in the folder `path` and below, sorted; hidden ones are left out'
-    rel = [o.relative_to(path) for o in path.rglob('*') if is_picture(o.name) and o.is_file()]
-    return [path/o for o in sorted(rel) if not any(p.startswith('.') for p in o.parts)]
+    'The images in the folder `path` and below, sorted, as a data set has them: links are followed, what is hidden is left out'
+    return [path/o for o in sorted(Path(n) for n,is_file in walk_folder(path) if is_file and is_picture(n))]
 
 # %% ../nbs/21_explain.ipynb #a28e0c5a
 def find_pictures(

@@ -214,17 +214,19 @@ def plot_cam_classes(
     preds:Predictions,  # With images
     learn:Learner,      # The one that made them
     idx:int,            # Which image
+    n:int=100,          # How many classes, at most: the likeliest
     layer=None,         # Module, dotted name or number; None: the last layer before the global pool
     axs=None,           # An axes for the image and one for each class
     figsize:tuple=None  # In inches, if there are no axes
 )->list: # The axes
     'Draw one image and the evidence in it for each class, with the probability of each'
-    img,n,said,true = _pictures(preds, idx),len(preds.vocab),preds.preds[idx],preds.targs[idx]
-    cams = grad_cam(learn.model, image_batch(learn.dls, [img]*n), layer, range(n))
-    whole,*axs = _cells(n+1, 6, (1.5,1.75), axs, figsize)
+    img,said,true = _pictures(preds, idx),preds.preds[idx],preds.targs[idx]
+    classes = np.sort(np.argsort(-preds.probs[idx], kind='stable')[:n])
+    cams = grad_cam(learn.model, image_batch(learn.dls, [img]*len(classes)), layer, classes)
+    whole,*axs = _cells(len(classes)+1, 6, (1.5,1.75), axs, figsize)
     whole.imshow(img, interpolation='nearest')
     whole.set_title(f'image {idx}', size=8)
-    for c,(ax,cam) in enumerate(zip(axs, cams)):
+    for c,ax,cam in zip(classes, axs, cams):
         role = ', '.join(r for r,k in (('predicted',said),('actual',true)) if k==c)
         show_cam(img, cam, ax)
         marked = dict(weight='bold', color='C2' if c==true else 'C3') if role else {}

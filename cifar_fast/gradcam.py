@@ -57,13 +57,15 @@ def _turn(o, x, grids, widths):
     _,c,h,w = o.shape
     if like(c, h) and not like(h, w): return None if c*h==1 else lambda o: o.permute(0,3,1,2)
     rows = any(tokens(g, s) for g in grids[-1:] for s in ((h,) if like(h, w) else (c,h,w)))  # of tokens, as in an attention
-    return None if h*w==1 or rows or (like(c, h) and w in widths) else noop
+    strip = 1 in (h,w) and not like(h, w)  # such as the query of an attention that pools
+    return None if h*w==1 or rows or strip or (like(c, h) and w in widths) else noop
 
 # %% ../nbs/13_gradcam.ipynb #210845c2
 def _watch(model, x, modules):
     'Where the outputs of `modules` will be, each with its `_turn`, and the hooks that put them there'
     acts,grids,widths = {},[],{m.normalized_shape[-1] for m in model.modules() if isinstance(m, nn.LayerNorm)}
     def keep(m, _, o):
+        acts.pop(m, None)  # of a layer that is called twice the last call counts, for its place among the others, too
         acts[m] = o,(turn := _turn(o, x, grids, widths))
         if not turn: return
         if not o.requires_grad: o = (o.clone() if o.is_inference() else o.detach()).requires_grad_()

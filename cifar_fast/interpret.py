@@ -338,7 +338,8 @@ def plot_confused_pairs(
     rows = preds.most_confused(n)
     if ax is None: ax = plt.subplots(figsize=ifnone(figsize, (6.5,1.1+.27*len(rows))), layout='constrained')[1]
     names = [' taken for '.join(harmless(r[k], 'figure') for k in ('actual','predicted')) for r in rows]
-    bars = ax.barh(names, [r['count'] for r in rows], color='tab:red', alpha=.8)
+    bars = ax.barh(range(len(rows)), [r['count'] for r in rows], color='tab:red', alpha=.8)
+    ax.set_yticks(range(len(rows)), names)  # two pairs may be shortened to one text
     ax.bar_label(bars, [f" {r['count']:,} ({r['fraction']:.1%})" for r in rows], size=8)
     ax.set(xlabel='images (and fraction of the actual class)', title='Most confused pairs')
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -138,6 +138,7 @@ def predicted_sections(
 )->dict: # Headings, and under each elements and functions that make one
     'What a page says of any predictions'
     def classes(): return plot_cam_classes(preds, learn, preds.most_confident(preds.correct)[0])
+    which = 'each class' if len(preds.vocab)<=100 else 'each of the 100 likeliest classes'
     return {'Right and wrong': _right_and_wrong(preds), 'Mistakes': [
         photo('The mistakes that the net is most confident of', plot_mistakes, preds),
         photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
@@ -145,7 +146,7 @@ def predicted_sections(
         photo('Evidence for the predicted class beside evidence for the actual one', plot_cam_pairs, preds, learn)],
     'Right answers': [
         photo('The right answers that the net is most confident of', plot_correct, preds),
-        photo('One image, and the evidence for each class', classes)]}
+        photo(f'One image, and the evidence for {which}', classes)]}
 
 # %% ../nbs/20_report.ipynb #8c73b009
 def _training(run, learn, images):
@@ -153,7 +154,8 @@ def _training(run, learn, images):
     def batch():
         learn.dls.train.show_batch(max_n=16, figsize=(7,7))
         return plt.gcf().axes
-    return [photo('Training images of each class', plot_classes, images.train_x, images.train_y, images.vocab),
+    some,which = images.vocab[:100],'each class' if len(images.vocab)<=100 else 'the first 100 classes'  # thousands would be too tall
+    return [photo(f'Training images of {which}', plot_classes, images.train_x, images.train_y, some),
             _chart('Loss and accuracy of every epoch, averaged over all its images', plot_curves, run.read_table('history.csv')),
             _chart('The learning rate of every step', plot_schedule, run.read_table('steps.csv')),
             photo('Training images as the net sees them, augmented', batch)]
@@ -161,7 +163,8 @@ def _training(run, learn, images):
 # %% ../nbs/20_report.ipynb #b78ae9bd
 def _net(model, size):
     'The layers of the net'
-    net = model_summary(model.cpu(), size)
+    try: net = model_summary(model.cpu(), size)
+    except CifarFastError as e: return ft('p', str(e), cls='soft')  # such as a net that asks for a number on its way
     rows = [['\u2003'*n.count('.')+n.split('.')[-1], o.type, '×'.join(map(str, o.output)), f'{o.parameters:,}', f'{o.MACs/1e6:,.2f} M',
              o.field] for n,o in net.iterrows()]
     return _table(rows, ['layer',*net.columns], numbers=[3,4,5])

@@ -24,10 +24,12 @@ def _window(func, args, out):
     if op.startswith(('max_pool','avg_pool')): return a['kernel_size'],a.get('stride') or a['kernel_size'],a.get('dilation', 1)
     x,o = args[0],tree_leaves(out)[0]
     if not isinstance(x, torch.Tensor) or x.ndim!=4: return 1,1,1
-    flat = o.ndim==2 and len(o)==1
-    if not flat and 'adaptive' not in op and op not in ('mean','amax'): return 1,1,1
-    k = [-(-n//m) for n,m in zip(x.shape[2:], (1,1) if flat else o.shape[2:])]
-    return k,1 if flat or o.shape[2:]==(1,1) else k,1  # a single value has no neighbours to jump to
+    if op in ('mean','amax'): to = [1 if {i,i-4}&{*(a.get('dim') or range(4))} else n for i,n in enumerate(x.shape[2:], 2)]
+    elif 'adaptive' in op: to = o.shape[2:]
+    elif o.ndim==2 and len(o)==1: to = 1,1
+    else: return 1,1,1
+    k = [-(-n//m) for n,m in zip(x.shape[2:], to)]
+    return k,1 if tuple(to)==(1,1) else k,1  # a single value has no neighbours to jump to
 
 # %% ../nbs/07_summary.ipynb #e8ceb681
 class _Fields(TorchDispatchMode):
@@ -49,7 +51,7 @@ def model_summary(
     depth:int=None   # How deep to list: 1 for the direct parts of `model`, None for all that there is
 )->pd.DataFrame: # A row for each layer by its name, and one for the `total`; MACs for one image, the field as its side in pixels
     'Type, output shape, parameters, multiply-accumulates and receptive field of each layer of `model`'
-    net,rows = copy.deepcopy(getattr(model, '_orig_mod', model)).to('meta').eval(),{}
+    net,rows = copy.deepcopy(getattr(model, '_orig_mod', model)).to('meta').eval().requires_grad_(False),{}
     def note(name, m, _, out):
         o = [o for o in tree_leaves(out) if isinstance(o, torch.Tensor)][0]
         rows[name] = dict(type=type(m).__name__, output=tuple(o.shape[1:]), parameters=sum(p.numel() for p in m.parameters()),
@@ -59,7 +61,7 @@ def model_summary(
     x.seen = np.ones((2,2), int)
     try:
         with FlopCounterMode(display=False) as counter, _Fields(), torch.no_grad(), torch.device('meta'): net(x)
-    except RuntimeError as e:
+    except (RuntimeError,TypeError,ValueError,AssertionError) as e:  # as in `grad_cam`
         raise CifarFastError(f'{type(model).__name__} does not take an image of {channels}×{size}×{size}: {str(e).splitlines()[0]}. '
                              'Give `size` and `channels` as the model expects them') from e
     macs = {k.partition('.')[2]: sum(v.values())//2 for k,v in counter.get_flop_counts().items()}

@@ -1,9 +1,11 @@
 "A run on other images and on damaged copies of its own, as its users start it; temperature scaling where there is a validation split"
-import csv,json,sys
+import csv,json,os,sys
+from types import SimpleNamespace
 import numpy as np,pytest
 from conftest import draw_folder
 from cifar_fast.cli import main
 from cifar_fast.data import load_images
+from cifar_fast.evaluate import labelled_images,match_classes
 from cifar_fast.interpret import Predictions
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
@@ -46,6 +48,20 @@ def test_other_images(runs, script, tmp_path):
     assert sorted(r['actual'] for r in rows)==['ant']*8+['bee']*8
     page = (tmp_path/'e'/'evaluation.html').read_text('utf-8')
     assert f"{np.mean([r['correct']=='True' for r in rows]):.2%}" in page and 'Confusion matrix' in page
+
+@pytest.mark.skipif(sys.platform!='linux', reason='names that are no UTF-8 are files of Linux')
+def test_folders_as_training_reads_them(tmp_path):
+    "Names that cannot be printed are escapes, links are followed, and what a NAS keeps beside the pictures is none of them"
+    ims = load_images(draw_folder(tmp_path/'data', ('ant',os.fsdecode(b'caf\xe9')), n=8, n_test=4))
+    run = SimpleNamespace(path=tmp_path, config=dict(data=dict(classes=ims.vocab, size=16, mean=[.5]*3, std=[.5]*3)))
+    (tmp_path/'other').mkdir()
+    for o in (tmp_path/'data'/'test').iterdir(): (tmp_path/'other'/o.name).symlink_to(o)
+    thumb = tmp_path/'other'/'ant'/'@eaDir'/'0.png'/'SYNOPHOTO_THUMB_M.png'
+    thumb.parent.mkdir(parents=True)
+    thumb.write_bytes((tmp_path/'other'/'ant'/'0.png').read_bytes())
+    x,names,_ = labelled_images(run, tmp_path/'other')
+    kept,y,rows = match_classes(ims.vocab, names)
+    assert kept.all() and not rows and np.array_equal(x, ims.test_x) and (y==ims.test_y).all()
 
 def test_its_own_test_set(runs, script, folder, tmp_path):
     code,out,err = script(runs/'whole', folder, '--out', tmp_path/'e')

@@ -1,7 +1,9 @@
 "Pictures of single images and GIFs: what a person can mend gets one line, and looking at a net does not change it"
 import csv,os,random,warnings
 from dataclasses import replace
+from types import SimpleNamespace
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
+from fastcore.xml import to_xml
 from matplotlib.cbook import is_math_text
 from matplotlib.text import Text
 from conftest import draw_folder
@@ -9,6 +11,7 @@ from PIL import Image
 from fastai.basics import set_seed
 import cifar_fast.gallery as gallery
 from cifar_fast.all import *
+from cifar_fast.report import _training
 
 def train(ims, policy='flip_crop', **kwargs):
     set_seed(0)
@@ -181,6 +184,18 @@ def test_a_run_with_odd_names(tmp_path, monkeypatch):
     explain(tmp_path/'r', '=1.png', tmp_path/'out')
     with open(tmp_path/'out'/'explained.csv', newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
     assert "'=1.png" in rows[1] and len(rows)==2 and not any(c.startswith('=') or '\n' in c for c in rows[1])
+
+def test_hundreds_of_classes(ims, learn):
+    "A page does not grow beyond what can be drawn: the first hundred classes of the data, the hundred likeliest of an image"
+    rng,vocab = np.random.default_rng(0),[f'class {i}' for i in range(1500)]
+    many = replace(ims, train_x=rng.integers(0, 256, (1500,4,4,3), dtype=np.uint8), train_y=np.arange(1500), vocab=vocab)
+    run = SimpleNamespace(read_table=lambda name: None)
+    assert 'the first 100 classes' in to_xml(_training(run, None, many)[0]())
+    wide = SimpleNamespace(model=resnet9(150, width=4).eval(), dls=learn.dls)
+    preds = Predictions(rng.normal(size=(1,150)), [0], vocab[:150], ims.test_x[:1])
+    shown = [ax.get_title().split('\n')[-1] for ax in plot_cam_classes(preds, wide, 0)[1:]]
+    likely = sorted(np.argsort(-preds.probs[0])[:100])
+    assert shown==[f'class {c} {preds.probs[0,c]:.1%}' for c in likely]
 
 def test_one_class(tmp_path):
     one = draw_folder(tmp_path/'d', ['ant'], 4, 2)

@@ -121,6 +121,21 @@ def test_what_is_no_map_is_refused(x):
         assert '\n' not in str(e.value)
     with pytest.raises(CifarFastError, match='not a tuple'): grad_cam(Two(), (x[:2],x[:2]))
 
+def test_the_query_of_a_pooling_attention_is_no_map(x):
+    "As the SigLIP nets of timm have one: each head's query is one row of numbers, whose norm would be the last layer with a grid"
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch,self.norm,self.q_norm,self.fc = nn.Conv2d(3,12,4,4),nn.LayerNorm(12),nn.Identity(),nn.Linear(12,10)
+            self.query = nn.Parameter(torch.randn(1,3,1,4))
+        def forward(self, x):
+            t = self.norm(self.patch(x).flatten(2).transpose(1, 2)).unflatten(2, (3,4)).transpose(1, 2)
+            return self.fc(F.scaled_dot_product_attention(self.q_norm(self.query.expand(len(x), -1, -1, -1)), t, t).flatten(1))
+    assert cam_layers(Pooled(), x)==['patch','norm']
+    with pytest.raises(CifarFastError, match="'q_norm' gives 2×3×1×4, but Grad-CAM needs a map"): grad_cam(Pooled(), x[:2], 'q_norm')
+    flat = nn.Sequential(nn.Conv2d(3,4,4,4), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten())  # where the image is a strip, so is its map
+    assert cam_layers(flat, x[:,:,:4])==['0','1']
+
 def test_one_layer_is_the_same_as_several(full_net, x):
     "By name, by module (also where it is a Sequential, which could be taken for a list) and by number"
     layers = cam_layers(full_net, x)
@@ -228,6 +243,15 @@ def test_a_layer_that_is_called_twice(x):
     hi = raw.amax((1,2), keepdim=True)
     lo = raw.amin((1,2), keepdim=True)
     assert close(grad_cam(net, x[:4], 'act'), (raw-lo)/(hi-lo).clamp(min=1e-30))
+
+def test_a_shared_layer_stands_where_it_was_called_last(x):
+    "A net that has one activation and one pool for all of its convolutions: the deepest layer is the last pool"
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1,self.conv2,self.act,self.pool,self.fc = nn.Conv2d(3,4,3),nn.Conv2d(4,8,3),nn.ReLU(),nn.MaxPool2d(2),nn.Linear(288,10)
+        def forward(self, x): return self.fc(self.pool(self.act(self.conv2(self.pool(self.act(self.conv1(x)))))).flatten(1))
+    assert cam_layers(Shared(), x, 99)==['conv1','conv2','act','pool'] and cam_layers(Shared(), x, 1)==['pool']
 
 # --- empty maps and other trouble -----------------------------------------------------------------------------------
 

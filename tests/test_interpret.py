@@ -284,6 +284,12 @@ def test_figures_draw_where_they_are_told():
     ax = plt.subplots()[1]
     assert plot_probs(p.probs[0], p.vocab, ax=ax) is ax
 
+def test_pairs_that_are_shortened_to_one_text():
+    "Each has a bar of its own"
+    p = Predictions(np.eye(3)[[1,1,0]], [0,2,2], ['the long name of a class, one 1234','the long name of a class, two 1234','cat'])
+    ax = plot_confused_pairs(p)
+    assert len({b.get_y() for b in ax.patches})==len(ax.get_yticklabels())==3
+
 def test_normalised_rows_add_up():
     p = draw(n=200)
     ax = plot_confusion(p, normalize=True)

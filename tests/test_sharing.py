@@ -134,6 +134,12 @@ def test_without_its_data(run, picture, monkeypatch):
     without = NetOnShow(run)
     assert without.images is None and 'they are gone' in without.lost and without.look(picture)[0]==with_data.look(picture)[0]
 
+@pytest.mark.parametrize('size', [(1500,1),(1,1500)])
+def test_a_thin_picture(run, tmp_path, size):
+    "The heat over it is a picture, too"
+    Image.new('RGB', size).save(tmp_path/'thin.png')
+    assert max(NetOnShow(run).look(tmp_path/'thin.png')[1].size)==600
+
 @pytest.fixture(scope='module')
 def card(run, tmp_path_factory):
     for o in ('onnx','onnxscript','onnxruntime'): pytest.importorskip(o)
