@@ -13,7 +13,7 @@ from cifar_fast.core import CifarFastError
 from cifar_fast.data import load_images
 from cifar_fast.device import DeviceDL
 from cifar_fast.loaders import cifar_dls
-from cifar_fast.models import resnet9,speed_net
+from cifar_fast.models import get_model,nets,resnet9,speed_net
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
 from cifar_fast.train import recipe_learner,resume_run,train_recipe
@@ -219,6 +219,23 @@ def test_static_step_of_muon(folder, monkeypatch):
         with learn.no_bar(), learn.no_logging(): learn.fit_recipe(get_recipe('fast').replace(bs=8, epochs=1, lr=.01))
         return [s['loss'] for s in learn.history.steps]
     assert losses(graph=True)==pytest.approx(losses(), rel=1e-3)
+
+@pytest.mark.parametrize('name', nets)
+def test_nothing_in_a_net_refuses_to_repeat(name):
+    "Of the poolings to a size PyTorch has on a GPU no gradient that repeats to the bit, unless it is the mean of everything"
+    with CountOps() as mode: get_model(name)(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert not [o for o in mode.ops if 'adaptive' in o] and mode.ops['convolution_backward']>5
+
+def test_what_cannot_repeat_is_said_in_a_line(folder, monkeypatch):
+    class Put(torch.nn.Module):
+        def forward(self, x): return x.clone().put_(torch.tensor([0]), torch.zeros(1))
+    learn = small_learner('assignment', folder)
+    learn.model = torch.nn.Sequential(Put(), learn.model)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with learn.no_bar(), learn.no_logging(), pytest.raises(CifarFastError, match='^put_ does not .*: leave out --deterministic'):
+            learn.fit(1, .01)
+    finally: torch.use_deterministic_algorithms(False)
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 
