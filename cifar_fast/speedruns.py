@@ -21,8 +21,8 @@ __all__ = ['bench_runs']
 class _Clock(Callback):
     'Seconds from the first batch to the end of the last step; nothing is validated in between'
     order = 1000  # the validation is cancelled after all that is done before it, as that is undone after it
-    def before_epoch(self):
-        if not self.epoch: self.start = when_done()
+    def before_train(self):
+        if not self.epoch: self.start = when_done()  # after the warm-up, in which the net is compiled and recorded
     def after_train(self): self.seconds = when_done()-self.start
     def before_validate(self): raise CancelValidException
 
