@@ -9,7 +9,7 @@ from fastai.basics import Callback,Learner,OptimWrapper
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from cifar_fast.learner import CifarLearner,cifar_learner,compile_model
-from cifar_fast.core import CifarFastError
+from cifar_fast.core import CifarFastError,pick_device
 from cifar_fast.data import load_images
 from cifar_fast.device import DeviceDL
 from cifar_fast.loaders import cifar_dls
@@ -236,6 +236,14 @@ def test_what_cannot_repeat_is_said_in_a_line(folder, monkeypatch):
         with learn.no_bar(), learn.no_logging(), pytest.raises(CifarFastError, match='^put_ does not .*: leave out --deterministic'):
             learn.fit(1, .01)
     finally: torch.use_deterministic_algorithms(False)
+
+def test_the_chosen_gpu_is_the_current_one(monkeypatch):
+    "A recorded step has a stream of its own, which is one of the current GPU; so is what a clock waits for"
+    chosen = []
+    monkeypatch.setattr(torch, 'empty', lambda *args, **kwargs: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    for o in ('cpu','cuda','cuda:1'): pick_device(o)
+    assert chosen==[torch.device('cuda', 1)]
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 
