@@ -19,9 +19,10 @@ from cifar_fast.runs import Run
 from cifar_fast.train import recipe_learner,resume_run,train_recipe
 from cifar_fast.tricks import ProgressiveResize
 
-def trained(folder, out, **how):
+def trained(folder, out, mom=.9, moms=(), **how):
     "Weights and losses of two epochs of a small ResNet-9"
-    r = get_recipe('dawn10').replace(data=str(folder), epochs=2, bs=24, lr=.05, model_args=dict(width=8, scale=.125))
+    r = get_recipe('dawn10').replace(data=str(folder), epochs=2, bs=24, lr=.05, mom=mom, moms=moms,
+                                    model_args=dict(width=8, scale=.125))
     train_recipe(r, out, precision='fp32', quiet=True, **how)
     return load_file(out/'model.safetensors'),[s['loss'] for s in Run(out).read_table('steps.csv')]
 
@@ -209,6 +210,13 @@ def test_static_step(folder, tmp_path, monkeypatch):
     (tmp_path/'static'/'results.json').unlink()
     res = resume_run(tmp_path/'static', quiet=True)
     assert res['warmup_seconds']==0 and res['train_seconds']>0 and res['valid_seconds']>0
+
+def test_static_step_of_a_momentum_that_was_none(folder, tmp_path, monkeypatch):
+    "The optimizer begins without momentum, and the schedule brings one"
+    monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: [step() for _ in range(3)] and step)
+    monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
+    a,b = (trained(folder, tmp_path/str(o), 0., (.5,.3,.5), graph=o)[1] for o in (False,True))
+    assert a==pytest.approx(b, rel=1e-4)
 
 def test_static_step_of_muon(folder, monkeypatch):
     "The learning rate as a tensor, small images, flips and EMA: but for the rounding of the learning rate as without"
