@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
-import dataclasses,inspect,itertools,json,platform,re,time,uuid
+import dataclasses,inspect,itertools,json,platform,re,shutil,time,uuid
 from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
@@ -409,7 +409,9 @@ def train_recipe(
         try: return learn.train_run(run, images, quiet)
         except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
             lost = isinstance(e, LostProcess) or not is_first()
-            if not lost and not (run/'checkpoint.pt').exists(): (run/'config.json').unlink()
+            if not lost and not (run/'checkpoint.pt').exists():
+                if log: shutil.rmtree(run/log, ignore_errors=True)  # what was told of it
+                (run/'config.json').unlink()
             raise
 
 # %% ../nbs/19_train.ipynb #040cdee3
