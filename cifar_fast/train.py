@@ -350,12 +350,13 @@ def train_run(self:Learner,
         return self.finish_run(run, images) if is_first() else None
 
 # %% ../nbs/19_train.ipynb #e77bcdad
-places = 'data','labels','start'  # the values of a recipe that may be paths
+places = dict(data=('cifar10','shapes10'), labels=('coarse',), start=())  # values of a recipe that may be paths, and which are none
 
 @patch
 def located(self:Recipe):
     'With whole paths, so that a run can be resumed from anywhere'
-    return self.replace(**{k: str(Path(v).resolve()) for k in places if (v := getattr(self, k)) and Path(v).exists()})
+    given = {k: v for k,names in places.items() if (v := getattr(self, k)) and v not in names}
+    return self.replace(**{k: str(Path(v).resolve()) for k,v in given.items() if Path(v).exists()})
 
 # %% ../nbs/19_train.ipynb #b0c1d70a
 @patch
