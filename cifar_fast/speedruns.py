@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses,json
 from fastai.basics import *
 from .core import *
-from .data import load_images
 from .tricks import FlipShiftTTA
 from .runs import *
 from .recipes import *
@@ -59,7 +58,8 @@ def bench_runs(
 )->dict: # Every run and how they were made, as in runs.json
     'Train `recipe` `n` times, timed as the public speed runs are; print, save and return it'
     check_whole('the number of runs', n)
-    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),load_images(recipe.data, recipe.size)
+    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),recipe.images()
+    check_value(how['patience'] is None, 'patience', how['patience'], 'none: a training that is timed goes to its end')
     del how['seed']
     how['precision'] = pick_precision(how['precision'], device)
     res = dict(machine_facts(device), recipe=dataclasses.asdict(recipe), how=how, data=f'{images.name} ({images.fingerprint})', runs=[])
