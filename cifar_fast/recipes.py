@@ -4,12 +4,12 @@
 
 # %% ../nbs/18_recipes.ipynb #44f04c87
 from __future__ import annotations
-import ast,dataclasses,inspect,tomllib
+import ast,dataclasses,inspect,json,tomllib
 from pathlib import Path
 from typing import Annotated,Any,Literal
 from typing_extensions import TypedDict
 import torch
-from pydantic import BeforeValidator,Field,NonNegativeFloat,TypeAdapter,ValidationError
+from pydantic import AfterValidator,BeforeValidator,Field,NonNegativeFloat,TypeAdapter,ValidationError
 from pydantic.dataclasses import dataclass
 from fastcore.basics import patch
 from .core import *
@@ -41,12 +41,17 @@ def read_literal(
     except no_literal: return o
 
 # %% ../nbs/18_recipes.ipynb #1ff42afb
+def _as_json(o):
+    'What comes back from a config.json'
+    try: return json.loads(json.dumps(o, allow_nan=False))
+    except TypeError as e: raise ValueError(str(e)) from None
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]
 Whole = Annotated[int, Field(gt=0, le=1_000_000)]
 Pixels = Annotated[int, Field(gt=0, le=1024)]
-Values = Annotated[dict[str,Any], BeforeValidator(read_literal)]
+Values = Annotated[dict[str,Any], BeforeValidator(read_literal), AfterValidator(_as_json)]
 Momenta = Annotated[tuple[Fraction,...], BeforeValidator(read_literal)]
 Sizes = Annotated[tuple[tuple[Fraction,Pixels],...], BeforeValidator(read_literal)]
 _finite = dict(allow_inf_nan=False)

@@ -55,6 +55,14 @@ def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
     assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
     assert run_recipe(Run(run.path))==r
 
+def test_arguments_of_a_net_come_back_as_they_were():
+    "From the command line as a tuple, from config.json as a list: one recipe, so that several seeds go on; what JSON lacks is refused"
+    r = get_recipe('assignment').replace(model='torchvision/resnet50', model_args='replace_stride_with_dilation=(False,False,True)')
+    assert Recipe.of(**json.loads(json.dumps(dataclasses.asdict(r))))==r
+    for bad in ('zero_init_residual={1,2}','width_per_group=1e999','groups=1j',"groups=b'1'"):
+        with pytest.raises(CifarFastError, match='model_args is') as e: r.replace(model_args=bad)
+        assert '\n' not in str(e.value)
+
 def test_resumes_with_all_tricks(folder, tmp_path, monkeypatch):
     "Muon's momentum, the running mean, the side an image is seen from and the size it has: a resumed run ends where a whole one does"
     r = get_recipe('speedrun').replace(data=str(folder), epochs=4, bs=24, size=16, progressive_resizing=((0,12),(.6,16)), ema=.8,
