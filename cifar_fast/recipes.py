@@ -139,6 +139,7 @@ def check(self:Recipe):
         if not names: raise CifarFastError(f'opt_args: {self.opt} has none but lr, mom, wd and nesterov, which are values of the recipe')
         choose(k, names, f'argument of {self.opt}')
     check_value(not (self.mixup and self.cutmix), 'cutmix', self.cutmix, '0, or mixup=0: each batch is mixed in one way')
+    for k in ('mixup','cutmix'): check_value(not 0<getattr(self, k)<.001, k, getattr(self, k), '0, or from .001 to 1000')
     check_value(self.bs>1 or not (self.mixup or self.cutmix), 'bs', self.bs, 'at least 2: one image has nothing to be mixed with')
     starts = [a for a,_ in self.progressive_resizing]
     check_value(starts==sorted({*starts}), 'progressive_resizing', self.progressive_resizing, 'fractions that rise')
