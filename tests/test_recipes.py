@@ -55,6 +55,13 @@ def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
     assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
     assert run_recipe(Run(run.path))==r
 
+def test_mean_of_few_steps(tiny, tmp_path):
+    "Of three steps the mean is the net after them, and not what it was before"
+    kw = dict(precision='fp32', quiet=True)
+    for ema in (0.,.9): train_recipe(tiny.replace(epochs=1, ema=ema), tmp_path/str(ema), **kw)
+    a,b = (load_file(tmp_path/str(o)/'model.safetensors') for o in (0.,.9))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
 def test_arguments_of_a_net_come_back_as_they_were():
     "From the command line as a tuple, from config.json as a list: one recipe, so that several seeds go on; what JSON lacks is refused"
     r = get_recipe('assignment').replace(model='torchvision/resnet50', model_args='replace_stride_with_dilation=(False,False,True)')
