@@ -187,6 +187,7 @@ def replace(self:Recipe,
         follow.update(peak_epoch=self.peak_epoch*k, step_epochs=max(1, round(self.step_epochs*k)))
     if 'lr' in c: follow.update({k: v*r.lr/self.lr for k,v in dict(lr_min=self.lr_min, lr_end=self.lr_end).items() if v is not None})
     if 'mom' in c: follow['moms'] = ()
+    if 'start' in c: follow['pretrained'] = False
     if r.model!=self.model: follow['model_args'] = {}
     if r.opt!=self.opt: follow['opt_args'] = {}
     r = Recipe.of(**{**vars(r), **follow, **c})
