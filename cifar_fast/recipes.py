@@ -184,8 +184,9 @@ def replace(self:Recipe,
     r,follow = Recipe.of(**{**vars(self), **c}),{}
     if 'epochs' in c:
         k = r.epochs/self.epochs
-        follow.update(peak_epoch=self.peak_epoch*k, step_epochs=max(1, round(self.step_epochs*k)))
-    if 'lr' in c: follow.update({k: v*r.lr/self.lr for k,v in dict(lr_min=self.lr_min, lr_end=self.lr_end).items() if v is not None})
+        follow.update(peak_epoch=min(r.epochs, self.peak_epoch*k), step_epochs=max(1, round(self.step_epochs*k)))
+    ends = {k: v for k,v in dict(lr_min=self.lr_min, lr_end=self.lr_end).items() if v is not None}
+    if 'lr' in c: follow.update({k: r.lr if v==self.lr else v*r.lr/self.lr for k,v in ends.items()})
     if 'mom' in c: follow['moms'] = ()
     if 'start' in c: follow['pretrained'] = False
     if r.model!=self.model: follow['model_args'] = {}

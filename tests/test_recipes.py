@@ -95,6 +95,13 @@ def test_more_epochs_keep_the_shape(name):
     if whole.schedule=='step_decay': assert whole.replace(epochs=3*whole.epochs).step_epochs==3*whole.step_epochs
     assert [g[k](i/40) for k in f for i in range(40)]==pytest.approx([f[k](i/40) for k in f for i in range(40)])
 
+def test_ends_stay_ends():
+    "Whatever the rounding: a peak in the last epoch, and a rate that does not move, with other epochs and other rates"
+    r = Recipe('flat', epochs=7, peak_epoch=7., lr=.01, lr_min=.01, lr_end=.01)
+    for n in range(1, 150):
+        s = r.replace(epochs=n, lr=n/100)
+        assert (s.peak_epoch,s.lr_min,s.lr_end)==(pytest.approx(n),n/100,n/100)
+
 @pytest.mark.parametrize('change,kept', [(dict(mom=.8), dict(moms=())), (dict(model='dilated_net'), dict(model_args={})),
                                          (dict(lr=.02), dict(lr_min=.0008, lr_end=8e-8)), (dict(epochs=12), dict(peak_epoch=1.8)),
                                          (dict(epochs=12, peak_epoch=5.), dict(peak_epoch=5.))])
