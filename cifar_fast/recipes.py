@@ -153,6 +153,7 @@ def check_images(self:Recipe,
     n_classes:int=10# Classes
 ):
     'Raise a `CifarFastError` unless the net can train on batches of such images, at each of the sizes of the training'
+    check_value(size>1 or not self.tta, 'size', size, 'at least 2, or leave out --tta, which shifts the images by a pixel')
     with torch.device('meta'):
         net = get_model(self.model, n_classes, **self.model_args)
         for s in [size, *(s for _,s in self.progressive_resizing)]:
