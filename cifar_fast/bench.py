@@ -329,6 +329,7 @@ _own = {}  # in the process of a contender: itself
 def _build(name, n, n_test, **spec):
     'Build the contender of this process; how many steps its epochs have'
     if name!='stock': keep_freed_memory()
+    pick_device(spec['device'])  # this process has not chosen it yet
     _own['contender'] = _contender(name, ims=noise_images(n, n_test, spec['recipe'].size or 32), **spec)
     return _own['contender'].per_epoch
 

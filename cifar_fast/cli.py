@@ -238,7 +238,8 @@ def continue_run(
     given = {k: v for k,v in given.items() if v is not None}
     other,moved = {k: v for k,v in given.items() if k not in ('device','data','labels')},given.keys()&{'data','labels'}
     if other:
-        words = shlex.join(['cifar_fast_train','--start',str(path),*(str(o) for k,v in other.items() if k!='start' for o in (f'--{k}',v))])
+        more = [o for k,v in other.items() if k!='start' for o in (f'--{k}',*[str(v)]*(v is not True))]
+        words = shlex.join(['cifar_fast_train','--start',str(path),*more])
         raise CifarFastError(f'--resume continues a run as it was, by the schedule that was laid out to its end: leave out what sets its '
                              f'{", ".join(other)}, or begin another training with its weights: {words}')
     if moved and n_processes()>1: raise CifarFastError('where its data are now, tell one process, and then resume with several')

@@ -209,6 +209,7 @@ def pick_device(
         if 'out of memory' in str(e): raise CifarFastError(f'no memory is left on {device}: wait for what else runs there, or choose '
                                                            'another with --device') from e
         raise CifarFastError(f'no device {str(device)!r} here: choose from {here}') from e
+    if device.type=='cuda' and device.index is not None: torch.cuda.set_device(device)  # else streams and clocks are of the first
     return device
 
 # %% ../nbs/00_core.ipynb #5fd0aca6

@@ -156,6 +156,10 @@ def fit(self:CifarLearner, *args, **kwargs):
     "fastai's `fit`, with a warm-up before the first step, where that is worth anything"
     self._cold,self.warmup_seconds = True,0.
     try: Learner.fit(self, *args, **kwargs)
+    except RuntimeError as e:
+        why,_,more = str(e).partition(', but you set')  # as PyTorch says it of an operation that cannot repeat
+        if not (more and 'deterministic' in why): raise
+        raise CifarFastError(f'{why}: leave out --deterministic, or choose another net') from e
     finally:
         self._steps,self._compiled = {},None
         vars(self).pop('one_batch', None)  # of `Autocast`, where the loader was interrupted

@@ -8,6 +8,7 @@ import difflib,inspect,logging,re
 from collections import OrderedDict
 from functools import partial
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision import models as zoo
 from .core import *
@@ -37,6 +38,11 @@ class Residual(nn.Module):
     )->torch.Tensor: # As large as what `body` gives
         'The sum of both branches'
         return self.skip(x) + self.body(x)
+
+# %% ../nbs/06_models.ipynb #2f6b1c02
+class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+    "PyTorch's of size 1, by an operation whose gradients repeat to the bit on a GPU, too"
+    def forward(self, x): return F.max_pool2d(x, x.shape[2:])
 
 # %% ../nbs/06_models.ipynb #01a8a0ab
 def _conv_block(ni, nf, bias=False, pool=False, dropout=0., k=3):
@@ -81,7 +87,7 @@ def resnet9(
     if whiten: stem = dict(whiten=nn.Conv2d(3, 27, 3, padding=1, bias=False), prep=_conv_block(27, w, outer, dropout=dropout, k=1))
     return _seq(**stem, layer1=layer(w, 2*w), res1=res(2*w), layer2=layer(2*w, 4*w),
                 layer3=layer(4*w, 8*w), res2=res(8*w),
-                pool=nn.AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=nn.Linear(8*w, n_classes, bias=fc_bias),
+                pool=AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=nn.Linear(8*w, n_classes, bias=fc_bias),
                 scale=None if scale==1 else Scale(scale))
 
 # %% ../nbs/06_models.ipynb #68665271
@@ -120,7 +126,7 @@ def dilated_net(
         body = nn.Sequential(block(ni, 24), block(24, 44))
         return _seq(body=Residual(body, nn.Conv2d(ni, 44, 1)) if skip else body, last=block(44, 64, **kwargs))
     return _seq(stage1=stage(3, skip=False, stride=2), stage2=stage(64, stride=2), stage3=stage(64, dilation=2), stage4=stage(64, sep=True),
-                pool=nn.AdaptiveMaxPool2d(1), fc=nn.Conv2d(64, n_classes, 1), flat=nn.Flatten())
+                pool=AdaptiveMaxPool2d(1), fc=nn.Conv2d(64, n_classes, 1), flat=nn.Flatten())
 
 # %% ../nbs/06_models.ipynb #39021c2c
 @torch.no_grad()
@@ -162,7 +168,7 @@ def speed_net(
     fc.weight.data /= fc.weight.data.std()*4*width
     first = {'whiten' if whiten else 'prep': nn.Conv2d(3, 24, 2, bias=False)}
     return _seq(**first, act=nn.GELU(), block1=_speed_block(24, width), block2=_speed_block(width, 4*width),
-                block3=_speed_block(4*width, 4*width), pool=nn.AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=fc)
+                block3=_speed_block(4*width, 4*width), pool=AdaptiveMaxPool2d(1), flat=nn.Flatten(), fc=fc)
 
 # %% ../nbs/06_models.ipynb #da98244d
 def _timm():

@@ -56,12 +56,14 @@ Autocast.before_validate,Autocast.after_validate = Autocast.before_train,Autocas
 
 # %% ../nbs/08a_parts.ipynb #584a89c3
 class TensorSGD(torch.optim.SGD):
-    "PyTorch's SGD, whose hyper-parameters may also be tensors once there is a momentum"
+    "PyTorch's SGD, whose hyper-parameters may also be tensors"
     @torch.no_grad()
     def step(self, closure=None):
         if not any(isinstance(g[k], Tensor) for g in self.param_groups for k in ('momentum','weight_decay')): return super().step(closure)
         for g in self.param_groups:
             ps = [p for p in g['params'] if p.grad is not None]
+            for p in ps:
+                if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)  # until now it had no momentum
             vs = [self.state[p]['momentum_buffer'] for p in ps]
             ds = torch._foreach_mul(ps, g['weight_decay'])
             torch._foreach_add_(ds, [p.grad for p in ps])

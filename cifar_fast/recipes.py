@@ -4,12 +4,12 @@
 
 # %% ../nbs/18_recipes.ipynb #44f04c87
 from __future__ import annotations
-import ast,dataclasses,inspect,tomllib
+import ast,dataclasses,inspect,json,tomllib
 from pathlib import Path
 from typing import Annotated,Any,Literal
 from typing_extensions import TypedDict
 import torch
-from pydantic import BeforeValidator,Field,NonNegativeFloat,TypeAdapter,ValidationError
+from pydantic import AfterValidator,BeforeValidator,Field,NonNegativeFloat,TypeAdapter,ValidationError
 from pydantic.dataclasses import dataclass
 from fastcore.basics import patch
 from .core import *
@@ -41,12 +41,17 @@ def read_literal(
     except no_literal: return o
 
 # %% ../nbs/18_recipes.ipynb #1ff42afb
+def _as_json(o):
+    'What comes back from a config.json'
+    try: return json.loads(json.dumps(o, allow_nan=False))
+    except TypeError as e: raise ValueError(str(e)) from None
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]
 Whole = Annotated[int, Field(gt=0, le=1_000_000)]
 Pixels = Annotated[int, Field(gt=0, le=1024)]
-Values = Annotated[dict[str,Any], BeforeValidator(read_literal)]
+Values = Annotated[dict[str,Any], BeforeValidator(read_literal), AfterValidator(_as_json)]
 Momenta = Annotated[tuple[Fraction,...], BeforeValidator(read_literal)]
 Sizes = Annotated[tuple[tuple[Fraction,Pixels],...], BeforeValidator(read_literal)]
 _finite = dict(allow_inf_nan=False)
@@ -134,6 +139,7 @@ def check(self:Recipe):
         if not names: raise CifarFastError(f'opt_args: {self.opt} has none but lr, mom, wd and nesterov, which are values of the recipe')
         choose(k, names, f'argument of {self.opt}')
     check_value(not (self.mixup and self.cutmix), 'cutmix', self.cutmix, '0, or mixup=0: each batch is mixed in one way')
+    for k in ('mixup','cutmix'): check_value(not 0<getattr(self, k)<.001, k, getattr(self, k), '0, or from .001 to 1000')
     check_value(self.bs>1 or not (self.mixup or self.cutmix), 'bs', self.bs, 'at least 2: one image has nothing to be mixed with')
     starts = [a for a,_ in self.progressive_resizing]
     check_value(starts==sorted({*starts}), 'progressive_resizing', self.progressive_resizing, 'fractions that rise')
@@ -147,6 +153,7 @@ def check_images(self:Recipe,
     n_classes:int=10# Classes
 ):
     'Raise a `CifarFastError` unless the net can train on batches of such images, at each of the sizes of the training'
+    check_value(size>1 or not self.tta, 'size', size, 'at least 2, or leave out --tta, which shifts the images by a pixel')
     with torch.device('meta'):
         net = get_model(self.model, n_classes, **self.model_args)
         for s in [size, *(s for _,s in self.progressive_resizing)]:
@@ -178,9 +185,11 @@ def replace(self:Recipe,
     r,follow = Recipe.of(**{**vars(self), **c}),{}
     if 'epochs' in c:
         k = r.epochs/self.epochs
-        follow.update(peak_epoch=self.peak_epoch*k, step_epochs=max(1, round(self.step_epochs*k)))
-    if 'lr' in c: follow.update({k: v*r.lr/self.lr for k,v in dict(lr_min=self.lr_min, lr_end=self.lr_end).items() if v is not None})
+        follow.update(peak_epoch=min(r.epochs, self.peak_epoch*k), step_epochs=max(1, round(self.step_epochs*k)))
+    ends = {k: v for k,v in dict(lr_min=self.lr_min, lr_end=self.lr_end).items() if v is not None}
+    if 'lr' in c: follow.update({k: r.lr if v==self.lr else v*r.lr/self.lr for k,v in ends.items()})
     if 'mom' in c: follow['moms'] = ()
+    if 'start' in c: follow['pretrained'] = False
     if r.model!=self.model: follow['model_args'] = {}
     if r.opt!=self.opt: follow['opt_args'] = {}
     r = Recipe.of(**{**vars(r), **follow, **c})

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses,json
 from fastai.basics import *
 from .core import *
-from .data import load_images
 from .tricks import FlipShiftTTA
 from .runs import *
 from .recipes import *
@@ -21,8 +20,8 @@ __all__ = ['bench_runs']
 class _Clock(Callback):
     'Seconds from the first batch to the end of the last step; nothing is validated in between'
     order = 1000  # the validation is cancelled after all that is done before it, as that is undone after it
-    def before_epoch(self):
-        if not self.epoch: self.start = when_done()
+    def before_train(self):
+        if not self.epoch: self.start = when_done()  # after the warm-up, in which the net is compiled and recorded
     def after_train(self): self.seconds = when_done()-self.start
     def before_validate(self): raise CancelValidException
 
@@ -59,7 +58,8 @@ def bench_runs(
 )->dict: # Every run and how they were made, as in runs.json
     'Train `recipe` `n` times, timed as the public speed runs are; print, save and return it'
     check_whole('the number of runs', n)
-    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),load_images(recipe.data, recipe.size)
+    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),recipe.images()
+    check_value(how['patience'] is None, 'patience', how['patience'], 'none: a training that is timed goes to its end')
     del how['seed']
     how['precision'] = pick_precision(how['precision'], device)
     res = dict(machine_facts(device), recipe=dataclasses.asdict(recipe), how=how, data=f'{images.name} ({images.fingerprint})', runs=[])

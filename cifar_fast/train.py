@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
-import dataclasses,inspect,itertools,json,platform,re,time,uuid
+import dataclasses,inspect,itertools,json,platform,re,shutil,time,uuid
 from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
@@ -350,12 +350,13 @@ def train_run(self:Learner,
         return self.finish_run(run, images) if is_first() else None
 
 # %% ../nbs/19_train.ipynb #e77bcdad
-places = 'data','labels','start'  # the values of a recipe that may be paths
+places = dict(data=('cifar10','shapes10'), labels=('coarse',), start=())  # values of a recipe that may be paths, and which are none
 
 @patch
 def located(self:Recipe):
     'With whole paths, so that a run can be resumed from anywhere'
-    return self.replace(**{k: str(Path(v).resolve()) for k in places if (v := getattr(self, k)) and Path(v).exists()})
+    given = {k: v for k,names in places.items() if (v := getattr(self, k)) and v not in names}
+    return self.replace(**{k: str(Path(v).resolve()) for k,v in given.items() if Path(v).exists()})
 
 # %% ../nbs/19_train.ipynb #b0c1d70a
 @patch
@@ -409,7 +410,9 @@ def train_recipe(
         try: return learn.train_run(run, images, quiet)
         except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
             lost = isinstance(e, LostProcess) or not is_first()
-            if not lost and not (run/'checkpoint.pt').exists(): (run/'config.json').unlink()
+            if not lost and not (run/'checkpoint.pt').exists():
+                if log: shutil.rmtree(run/log, ignore_errors=True)  # what was told of it
+                (run/'config.json').unlink()
             raise
 
 # %% ../nbs/19_train.ipynb #040cdee3

@@ -166,9 +166,9 @@ class EMA(Callback):
         'Begin anew, unless the mean was restored'
         if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(torch_core.get_model(self.model), use_buffers=True)
     def after_batch(self):
-        'Take the weights into the mean'
+        'Take the weights into the mean, at the end of the first epoch at the latest'
         done = self.epoch*self.n_iter + self.iter + 1
-        if self.training and done%self.every==0: self._update()
+        if self.training and (done%self.every==0 or done==self.n_iter<self.every): self._update()
     def after_fit(self):
         'The mean is the result'
         self.model.load_state_dict(self.averaged.module.state_dict())

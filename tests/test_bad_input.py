@@ -135,7 +135,7 @@ model_args {1:2} | model_args {'width':4,'width':8} | model_args dropout=1 | mod
 model_args fc_bias=2 | model_args conv_bias='inner' | model_args n_classes=3 | model_args [1,2] | opt adam | opt_args mom=.1
 opt_args lr=1,wd=3 | opt_args bias_lr=2 | alternating_flip 2 | progressive_resizing 3 | progressive_resizing (0,24)
 progressive_resizing ((0,-4),) | progressive_resizing ((.5,8),(0,16)) | progressive_resizing ((0,4),(.5,16))
-mixup -1 | mixup inf | cutmix nan | cutmix much | patience 0 | patience 2 | patience two
+mixup -1 | mixup inf | mixup 1e-50 | cutmix 1e-9 | cutmix nan | cutmix much | patience 0 | patience 2 | patience two
 progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe | seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1
 seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1 | num_workers 2 | num_workers 100000 | valid_pct 1
 valid_pct -.1 | valid_pct nan | valid_pct .001 | device gpu | device cuda:99 | device '' | device meta | device 9{400}
@@ -144,7 +144,8 @@ bad_values = [' '.join(o.split()) for line in bad_values.split('\n') for o in li
 
 @pytest.mark.parametrize('bad', bad_values + ['lr .1 --lr .2', 'seed 1 --seeds 2', 'list --lr 3', 'graph --device cpu',
     'opt muon --opt_args momentum=.1', 'opt muon --nesterov False', 'opt muon --opt_args bias_lr=-1', 'schedule step_decay --lr_min .1',
-    'schedule step_decay --gamma -1', 'model dilated_net --size 8', 'bs 1 --size 8', 'model resnet18 --model_args width=4'])
+    'schedule step_decay --gamma -1', 'model dilated_net --size 8', 'bs 1 --size 8', 'model resnet18 --model_args width=4',
+    'tta true --size 1 --model resnet18 --model_args {}'])
 def test_value(call, folder, tmp_path, monkeypatch, bad):
     "Whatever a value is: one line, exit code 2, and nothing is written"
     import re

@@ -218,6 +218,12 @@ def test_runs(monkeypatch, tmp_path, steps):
     assert [r['train_seconds'] for r in res['runs']]==[12]*2 and res['runs'][0]['test_accuracy']!=res['runs'][1]['test_accuracy']
     assert res['recipe']['model_args']==dict(width=8) and 'speedrun, 2 runs' in (tmp_path/'r'/'runs.md').read_text()
 
+def test_runs_do_not_time_the_warm_up(monkeypatch, tmp_path, steps):
+    "In which the net is compiled, and on a GPU the steps are recorded"
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
+    assert script(monkeypatch, *runs, '--runs', 1, '--compile', '--out', tmp_path/'r')==0
+    assert json.loads((tmp_path/'r'/'runs.json').read_text())['runs'][0]['train_seconds']==12
+
 def test_interrupted_runs(monkeypatch, tmp_path, capfd):
     "Ctrl-C keeps the runs that were finished"
     def run(recipe, images, device, how):
@@ -235,7 +241,8 @@ def test_interrupted_runs(monkeypatch, tmp_path, capfd):
 @pytest.mark.parametrize('args,message', [
     (['--runs',0], 'number of runs'), (['--runs',2,'--quick'], 'leave out --quick'), (['--runs',2,'--seed',1], '--seed'),
     (['--compile'], '--compile goes with --runs'), (['--contenders','devise'], "did you mean 'device'"),
-    (['--data','shape10','--runs',2], 'shape10')])
+    (['--data','shape10','--runs',2], 'shape10'), (['--data','shapes10','--runs',1,'--test',.3], 'test is 0.3: choose none'),
+    (['--recipe','demo','--runs',1,'--valid_pct',.1,'--patience',1], 'patience is 1: choose none')])
 def test_bad_options(monkeypatch, tmp_path, capsys, args, message):
     assert script(monkeypatch, '--device', 'cpu', '--out', tmp_path/'r', *args)==2
     err = capsys.readouterr().err

@@ -106,3 +106,10 @@ def test_what_cannot_begin(tiny, tmp_path, monkeypatch):
     recipe = get_recipe('assignment').replace(**tiny)
     with pytest.raises(CifarFastError, match='api_key not configured'): train_recipe(recipe, tmp_path/'run', log='wandb')
     assert not (tmp_path/'run').exists()
+
+def test_a_sweep_with_a_failure_goes_on(tiny, tmp_path):
+    "What a logger had been told of a run that failed at once does not keep the same call from going on"
+    pytest.importorskip('tensorboard', reason="pip install 'cifar_fast[tensorboard]'")
+    r = get_recipe('assignment').replace(**dict(tiny, epochs=1))
+    a,b = (train_sweep(r, dict(lr=[.01,1e30]), tmp_path/'s', quiet=True, log='tensorboard') for _ in range(2))
+    assert a==b and 'nan' in a['lr=1e+30']['failed'] and [o.name for o in (tmp_path/'s').iterdir()]==['lr=0.01']

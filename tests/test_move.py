@@ -106,6 +106,27 @@ def test_resume_with_more_epochs_says_what_does_it(first):
     said = str(e.value)
     assert 'leave out what sets its epochs' in said and said.endswith(f'cifar_fast_train --start {first} --epochs 60') and '\n' not in said
 
+def test_a_name_is_no_folder(tmp_path, monkeypatch):
+    "A folder that is called as a built-in data set is, in the place where one works, does not take its place"
+    monkeypatch.chdir(tmp_path)
+    for o in ('shapes10','cifar10','coarse'): (tmp_path/o).mkdir()
+    for kw in (dict(data='shapes10'),dict(data='cifar10'),dict(data='x', labels='coarse')):
+        r = get_recipe('demo').replace(**kw)
+        assert r.located()==r
+    assert get_recipe('demo').replace(data='./shapes10').located().data==str(tmp_path/'shapes10')
+
+def test_start_from_a_run_that_was_pretrained(first, tmp_path):
+    "Its weights take the place of those that it began with, unless both are asked for; switches stand alone"
+    shutil.copytree(first, tmp_path/'run')
+    c = json.loads((tmp_path/'run/config.json').read_text())
+    c['recipe'].update(model='torchvision/resnet18', model_args={}, pretrained=True)
+    (tmp_path/'run/config.json').write_text(json.dumps(c))
+    r = get_recipe(str(tmp_path/'run'))
+    assert r.pretrained and not r.changed(start=str(tmp_path/'run')).pretrained
+    with pytest.raises(CifarFastError, match='begins with one set'): r.changed(start=str(tmp_path/'run'), pretrained='true')
+    with pytest.raises(CifarFastError) as e: cli.cifar_fast_train(resume=str(first), compile=True, seed=3)
+    assert str(e.value).endswith(f'cifar_fast_train --start {first} --compile --seed 3')
+
 def test_data_that_moved(tmp_path, monkeypatch, capsys):
     "Nothing there: one line says how to tell. Other images there: refused, and nothing is written. The same there: on to the same end"
     old,new = draw_folder(tmp_path/'old'),tmp_path/'disk'/'new'

@@ -55,6 +55,21 @@ def test_every_value_can_be_changed_and_is_saved(tmp_path, field):
     assert getattr(r, field)==changed[field]!=getattr(get_recipe('assignment'), field)
     assert run_recipe(Run(run.path))==r
 
+def test_mean_of_few_steps(tiny, tmp_path):
+    "Of three steps the mean is the net after them, and not what it was before"
+    kw = dict(precision='fp32', quiet=True)
+    for ema in (0.,.9): train_recipe(tiny.replace(epochs=1, ema=ema), tmp_path/str(ema), **kw)
+    a,b = (load_file(tmp_path/str(o)/'model.safetensors') for o in (0.,.9))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_arguments_of_a_net_come_back_as_they_were():
+    "From the command line as a tuple, from config.json as a list: one recipe, so that several seeds go on; what JSON lacks is refused"
+    r = get_recipe('assignment').replace(model='torchvision/resnet50', model_args='replace_stride_with_dilation=(False,False,True)')
+    assert Recipe.of(**json.loads(json.dumps(dataclasses.asdict(r))))==r
+    for bad in ('zero_init_residual={1,2}','width_per_group=1e999','groups=1j',"groups=b'1'"):
+        with pytest.raises(CifarFastError, match='model_args is') as e: r.replace(model_args=bad)
+        assert '\n' not in str(e.value)
+
 def test_resumes_with_all_tricks(folder, tmp_path, monkeypatch):
     "Muon's momentum, the running mean, the side an image is seen from and the size it has: a resumed run ends where a whole one does"
     r = get_recipe('speedrun').replace(data=str(folder), epochs=4, bs=24, size=16, progressive_resizing=((0,12),(.6,16)), ema=.8,
@@ -79,6 +94,13 @@ def test_more_epochs_keep_the_shape(name):
     f,g = (r.scheds() for r in (whole,whole.replace(epochs=3*whole.epochs)))
     if whole.schedule=='step_decay': assert whole.replace(epochs=3*whole.epochs).step_epochs==3*whole.step_epochs
     assert [g[k](i/40) for k in f for i in range(40)]==pytest.approx([f[k](i/40) for k in f for i in range(40)])
+
+def test_ends_stay_ends():
+    "Whatever the rounding: a peak in the last epoch, and a rate that does not move, with other epochs and other rates"
+    r = Recipe('flat', epochs=7, peak_epoch=7., lr=.01, lr_min=.01, lr_end=.01)
+    for n in range(1, 150):
+        s = r.replace(epochs=n, lr=n/100)
+        assert (s.peak_epoch,s.lr_min,s.lr_end)==(pytest.approx(n),n/100,n/100)
 
 @pytest.mark.parametrize('change,kept', [(dict(mom=.8), dict(moms=())), (dict(model='dilated_net'), dict(model_args={})),
                                          (dict(lr=.02), dict(lr_min=.0008, lr_end=8e-8)), (dict(epochs=12), dict(peak_epoch=1.8)),

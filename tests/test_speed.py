@@ -9,19 +9,20 @@ from fastai.basics import Callback,Learner,OptimWrapper
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from cifar_fast.learner import CifarLearner,cifar_learner,compile_model
-from cifar_fast.core import CifarFastError
+from cifar_fast.core import CifarFastError,pick_device
 from cifar_fast.data import load_images
 from cifar_fast.device import DeviceDL
 from cifar_fast.loaders import cifar_dls
-from cifar_fast.models import resnet9,speed_net
+from cifar_fast.models import get_model,nets,resnet9,speed_net
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
 from cifar_fast.train import recipe_learner,resume_run,train_recipe
 from cifar_fast.tricks import ProgressiveResize
 
-def trained(folder, out, **how):
+def trained(folder, out, mom=.9, moms=(), **how):
     "Weights and losses of two epochs of a small ResNet-9"
-    r = get_recipe('dawn10').replace(data=str(folder), epochs=2, bs=24, lr=.05, model_args=dict(width=8, scale=.125))
+    r = get_recipe('dawn10').replace(data=str(folder), epochs=2, bs=24, lr=.05, mom=mom, moms=moms,
+                                    model_args=dict(width=8, scale=.125))
     train_recipe(r, out, precision='fp32', quiet=True, **how)
     return load_file(out/'model.safetensors'),[s['loss'] for s in Run(out).read_table('steps.csv')]
 
@@ -210,6 +211,13 @@ def test_static_step(folder, tmp_path, monkeypatch):
     res = resume_run(tmp_path/'static', quiet=True)
     assert res['warmup_seconds']==0 and res['train_seconds']>0 and res['valid_seconds']>0
 
+def test_static_step_of_a_momentum_that_was_none(folder, tmp_path, monkeypatch):
+    "The optimizer begins without momentum, and the schedule brings one"
+    monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: [step() for _ in range(3)] and step)
+    monkeypatch.setattr(CifarLearner, '_check_graph', lambda self: None)
+    a,b = (trained(folder, tmp_path/str(o), 0., (.5,.3,.5), graph=o)[1] for o in (False,True))
+    assert a==pytest.approx(b, rel=1e-4)
+
 def test_static_step_of_muon(folder, monkeypatch):
     "The learning rate as a tensor, small images, flips and EMA: but for the rounding of the learning rate as without"
     monkeypatch.setattr(CifarLearner, '_graphed', lambda self, step: step)
@@ -219,6 +227,31 @@ def test_static_step_of_muon(folder, monkeypatch):
         with learn.no_bar(), learn.no_logging(): learn.fit_recipe(get_recipe('fast').replace(bs=8, epochs=1, lr=.01))
         return [s['loss'] for s in learn.history.steps]
     assert losses(graph=True)==pytest.approx(losses(), rel=1e-3)
+
+@pytest.mark.parametrize('name', nets)
+def test_nothing_in_a_net_refuses_to_repeat(name):
+    "Of the poolings to a size PyTorch has on a GPU no gradient that repeats to the bit, unless it is the mean of everything"
+    with CountOps() as mode: get_model(name)(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert not [o for o in mode.ops if 'adaptive' in o] and mode.ops['convolution_backward']>5
+
+def test_what_cannot_repeat_is_said_in_a_line(folder, monkeypatch):
+    class Put(torch.nn.Module):
+        def forward(self, x): return x.clone().put_(torch.tensor([0]), torch.zeros(1))
+    learn = small_learner('assignment', folder)
+    learn.model = torch.nn.Sequential(Put(), learn.model)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with learn.no_bar(), learn.no_logging(), pytest.raises(CifarFastError, match='^put_ does not .*: leave out --deterministic'):
+            learn.fit(1, .01)
+    finally: torch.use_deterministic_algorithms(False)
+
+def test_the_chosen_gpu_is_the_current_one(monkeypatch):
+    "A recorded step has a stream of its own, which is one of the current GPU; so is what a clock waits for"
+    chosen = []
+    monkeypatch.setattr(torch, 'empty', lambda *args, **kwargs: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    for o in ('cpu','cuda','cuda:1'): pick_device(o)
+    assert chosen==[torch.device('cuda', 1)]
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 
