@@ -102,7 +102,8 @@ def test_equals_one_process(folder, tmp_path, pipeline, n, bs, epochs):
     "The weights after 20 steps, the losses of all steps and of the held-out images are those of one process"
     r = fixed.replace(data=str(folder), bs=bs, epochs=epochs)
     for k,where in ((1,'one'),(n,'more')):
-        together(k, lambda out=tmp_path/where: train_recipe(r, out, quiet=True, pipeline=pipeline) and 0, tmp_path/f'{where}-said')
+        together(k, lambda out=tmp_path/where: train_recipe(r, out, quiet=True, pipeline=pipeline, precision='fp32') and 0,
+                 tmp_path/f'{where}-said')
     assert distance(tmp_path/'one', tmp_path/'more')<1e-6
     for name,count in (('steps.csv',20),('history.csv',epochs)):
         a,b = (rows(tmp_path/o/name) for o in ('one','more'))
@@ -163,7 +164,8 @@ def test_only_the_first_writes(folder, tmp_path):
 
 # Stopped and killed
 
-long = ['--recipe','demo','--model','plain','--policy','none','--size','16','--bs','18','--epochs','20','--no_report','--quiet']
+long = ['--recipe','demo','--model','plain','--policy','none','--size','16','--bs','18','--epochs','20','--precision','fp32','--no_report',
+        '--quiet']  # in bf16 another order of adding shows
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory):
