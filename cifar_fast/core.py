@@ -108,7 +108,7 @@ def say_invalid(
     o = e.errors()[0]
     given = 'missing' if o['type']=='missing' else repr(o['input'])
     if len(given)>80: given = given[:79]+'…'
-    return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should')}"
+    return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should').removeprefix('Value error, ')}"
 
 # %% ../nbs/00_core.ipynb #73497cce
 def _ended(pid):

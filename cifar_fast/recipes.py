@@ -44,7 +44,7 @@ def read_literal(
 def _as_json(o):
     'What comes back from a config.json'
     try: return json.loads(json.dumps(o, allow_nan=False))
-    except TypeError as e: raise ValueError(str(e)) from None
+    except (TypeError,ValueError): raise ValueError('it should hold only what JSON can: finite numbers, texts, lists and dicts') from None
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
