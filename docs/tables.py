@@ -12,7 +12,7 @@ root = Path(__file__).resolve().parent.parent
 runs_csv,epochs_csv = (root/f'docs/results/{o}.csv' for o in ('runs','epochs'))
 pages = 'docs/results.md','nbs/index.ipynb'
 nets = dict(resnet9='ResNet-9', resnet18='ResNet-18', dilated_net='dilated net', speed_net='speed net')
-copies = {'44c28a2a373a3177':'original pixels', 'e19dd2679314043c':'JPEG copy'}
+copies = {'44c28a2a373a3177':'original pixels'}
 claims = {  # of the five published systems, one run each: who, the net, epochs, batch size, accuracy
     's000': ('000, divyanshuraj6815 (EVA6)', 'ResNet-9 with all biases, 6,575,370', 24, 512, 91.23),
     's001': ('001, Madhur-1 (ERA-v1)', 'dilated net, 157,110', 25, 64, 85.43),
