@@ -34,7 +34,7 @@ def add(paths, machine, busy):
         if c['valid_pct']: raise SystemExit(f'{run}: trained without its validation images (valid_pct), which no figure here is')
         own = dict(recipe=c['recipe']['name'], fingerprint=c['data']['fingerprint'], machine=machine, seed=c['seed'])
         net = get_model(c['recipe']['model'], len(c['data']['classes']), **c['recipe']['model_args'])
-        params = sum(p.numel() for n,p in net.named_parameters() if 'whiten' not in n)  # which is not trained
+        params = sum(p.numel() for n,p in net.named_parameters() if p.requires_grad and 'whiten' not in n)  # that are trained
         tta = round(100*res['tta_accuracy'], 2) if 'tta_accuracy' in res else None
         rows.append(dict(own, net=c['recipe']['model'], parameters=params, epochs=res['epochs'], pflop=round(flops[-1], 4),
                          accuracy=round(100*res['test_accuracy'], 2), tta=tta,
