@@ -195,7 +195,7 @@ damage += [('results.json',o) for o in (edited('r', test_accuracy=None), edited(
     edited('r', train_seconds='x'), edited('r', test_loss={}), edited('r', cam_localization=3), edited('r', cam_localization=[{}]),
     without('test_accuracy'))]
 damage += [(f,o) for f in ('history.csv','steps.csv') for o in (
-    b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:b.index(b',', len(b)//2)], lambda b: b.replace(b'1', b'x'),
+    b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2].rstrip(), lambda b: b.replace(b'1', b'x'),
     lambda b: b+b'1,2\n', lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
 damage += [('model.safetensors',o) for o in (b'', b'half', *map(flipped, (0, .3, .5, .7, .99)), lambda b: b[:-9], lambda b: b+b'0')]
 
