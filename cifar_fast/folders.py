@@ -5,6 +5,7 @@
 # %% ../nbs/01b_folders.ipynb #a0c1d412
 from __future__ import annotations
 import csv,io,os,re
+from contextlib import suppress
 import numpy as np
 from fastcore.all import *
 from .core import *
@@ -150,21 +151,33 @@ def find_items(
     _check_inside(items, depth, where)
     return [(s,printable(c),n) for s,c,n in items],_left_out(names, items, depth)
 
+# %% ../nbs/01b_folders.ipynb #b7e41c02
+def _cells(b, name):
+    'The rows of a table that are not empty, as lists of cells'
+    for code in 'utf-16' if b[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig','cp1252','latin-1':
+        with suppress(UnicodeDecodeError):
+            text = b.decode(code)
+            break
+    if '\0' in text: raise CifarFastError(f'{name} is no text, but perhaps a spreadsheet: save it as .csv')
+    said = re.match(r'sep=([,;\t|])\s*?[\r\n]+', text)  # Excel's, and for Excel
+    bare = [o for o in re.sub(r'"[^"\r\n]*"', '', text).splitlines() if o.strip()]
+    def parts(o): return sum(o in l for l in bare),any(is_picture(c.strip()) for c in ''.join(bare[:1]).split(o))
+    sep = said[1] if said else max(',;\t|', key=parts)
+    how = dict(delimiter=sep, skipinitialspace=True, strict=True)  # else a quotation mark that is not closed hides the rows after it
+    try: rows = [[c.strip() for c in r] for r in csv.reader(io.StringIO(text[said.end() if said else 0:], newline=''), **how)]
+    except csv.Error as e: raise CifarFastError(f'cannot read the table {name}: {why(e)}') from e
+    return [r for r in rows if any(r)]
+
 # %% ../nbs/01b_folders.ipynb #a0c1d307
 _columns = [o.split() for o in ('file filename file_name path image image_id img id', 'class label labels target category breed species',
                                 'split set subset')]
 
 def read_labels(
-    b:bytes, # The content of a .csv file, with commas, semicolons or tabs
+    b:bytes, # The content of a .csv file, with commas, semicolons, tabs or bars
     name:str # What to call it in an error
 )->list: # Of each row: file, class, split or ''
     'The rows of a table of labels'
-    try: text = b.decode('utf-16' if b[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
-    except UnicodeDecodeError: text = b.decode('latin-1')
-    sep = max(',;\t', key=text.partition('\n')[0].count)
-    how = dict(delimiter=sep, skipinitialspace=True, strict=True)  # else a quotation mark that is not closed hides the rows after it
-    try: rows = [[c.strip() for c in r] for r in csv.reader(io.StringIO(text, newline=''), **how) if any(r)]
-    except csv.Error as e: raise CifarFastError(f'cannot read the table {name}: {why(e)}') from e
+    rows = _cells(b, name)
     head = [c.lower() for c in rows[0]] if rows else []
     at = [first(head.index(c) for c in o if c in head) for o in _columns]
     if None not in at[:2]: rows = rows[1:]
@@ -172,7 +185,7 @@ def read_labels(
     short = first(r for r in rows if len(r)<=max(at[:2]))
     if short or not rows:
         raise CifarFastError(f'{name} should have a row with a file and a class for each picture, and has {short or "none"}')
-    return [(r[at[0]],r[at[1]],r[at[2]] if at[2] is not None and len(r)>at[2] else '') for r in rows]
+    return [(r[at[0]],r[at[1]],r[at[2]] if at[2] is not None and len(r)>at[2] else '') for r in rows if r[at[0]] or r[at[1]]]
 
 # %% ../nbs/01b_folders.ipynb #a0c1d309
 def _labelled(pics, rows, where):

@@ -829,6 +829,24 @@ def test_quotes_in_a_table(tmp_path):
         refused(d, tmp_path/'other', 'cannot read the table labels.csv', **table(d, bad))
     refused(d, tmp_path/'other', 'labels.csv gives no picture a class', **table(d, 'file,label\n0.png,\n1.png,'))
 
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    d,odd = tmp_path/'in',['b\u0153uf','l\u2019\u00e2ne']
+    for i,a in enumerate(x): put(d/f'a, {i}; b.png', png(a))
+    for i in range(4): put(d/f'{i}.png', png(tx[i]))
+    for rows,kw in [  # rows without a picture; a line that Excel writes for itself
+                    (['\n \n;;\nfile;class;', *[f'"a, {i}; b.png";{vocab[i%2]}' for i in range(10)], ';', ' ; ;', ';;12'], {}),
+                    (['sep=;','file;class', *[f'{i}.png;{vocab[i%2]}' for i in range(4)]], {}),
+                    ([f'{i}.png,{vocab[i%2]}; small' for i in range(4)], {}), ([f'{i}.png | {vocab[i%2]}' for i in range(4)], {}),
+                    (['file,class', *[f'{i}.png,{odd[i%2]}' for i in range(4)]], dict(enc='cp1252'))]:
+        o = load(d, tmp_path, test=.5, **table(d, '\r\n'.join(rows), **kw))
+        assert len(o.names)==len([r for r in rows if '.png' in r]) and len(o.vocab)==2
+    assert o.vocab==odd
+    put(d/'a, 1.png', png(x[0]))
+    put(d/'a, 2.png', png(x[1]))
+    assert len(load(d, tmp_path, test=.5, **table(d, 'a, 1.png;cow\na, 2.png;cow')).names)==2
+    for bad in b'PK\x03\x04\0\0','file,class\n1.png,cow'.encode('utf-16-le'):
+        refused(d, tmp_path/'other', 'is no text', labels=put(d/'bad.csv', bad).name)
+
 @pytest.mark.parametrize('fmt', ['zip','tar'])
 def test_which_table_of_an_archive(fmt, tmp_path):
     d = tmp_path/'in'
