@@ -168,20 +168,40 @@ def _cells(b, name):
     except csv.Error as e: raise CifarFastError(f'cannot read the table {name}: {why(e)}') from e
     return [r for r in rows if any(r)]
 
-# %% ../nbs/01b_folders.ipynb #a0c1d307
-_columns = [o.split() for o in ('file filename file_name path image image_id img id', 'class label labels target category breed species',
-                                'split set subset')]
+# %% ../nbs/01b_folders.ipynb #b7e41c03
+_columns = [o.split() for o in (
+    'file files filename filenames filepath filepaths path paths imagefile imagepath imagename image images imageid img imgname imgid id',
+    'class classes classname label labels labelname target category breed species diagnosis dx classid labelid', 'split set subset')]
 
+def _bare_places(rows, f):
+    'What `_places` says of a table without a heading, whose files stand in column `f`'
+    n = len(rows[0])
+    def says_split(i): return 2*sum(bool(_split_of(r[i])) for r in rows if len(r)>i)>len(rows)
+    s = first(i for i in reversed(range(n)) if n>2 and i!=f and says_split(i))
+    return f,first(i for i in [*range(f+1, n),*reversed(range(f)),f+1] if i!=s),s
+
+def _places(rows, name):
+    'The columns of file, class and split (None: there is none), and whether the first row is a heading'
+    head = [re.sub(r'[\W_]', '', c.lower()) for c in rows[0]]
+    at = [first(head.index(o) for o in known if o in head) for known in _columns]
+    pics = [[i for i,c in enumerate(r) if is_picture(c) and '://' not in c] for r in rows[:2]]
+    if None in at[:2] and (pics[0] or at[:2]==[None,None] and not any(pics)): return _bare_places(rows, first(pics[0]) or 0),False
+    if pics[-1] and at[0] not in pics[-1]: at[0] = first(pics[-1])  # and not what is called id
+    free,lost = [i for i,c in enumerate(head) if c and i not in at],[k for k in (0,1) if at[k] is None]
+    if lost and len(free)!=len(lost):
+        raise CifarFastError(f'{name}: which column is the file, and which the class? Call them so, among {some_names(rows[0], 20)}')
+    for k,i in zip(lost, free): at[k] = i
+    return at,True
+
+# %% ../nbs/01b_folders.ipynb #a0c1d307
 def read_labels(
     b:bytes, # The content of a .csv file, with commas, semicolons, tabs or bars
     name:str # What to call it in an error
 )->list: # Of each row: file, class, split or ''
     'The rows of a table of labels'
     rows = _cells(b, name)
-    head = [c.lower() for c in rows[0]] if rows else []
-    at = [first(head.index(c) for c in o if c in head) for o in _columns]
-    if None not in at[:2]: rows = rows[1:]
-    else: at = 0,1,(2 if len(head)>2 else None)
+    at,headed = _places(rows, name) if rows else ((0,1,None),False)
+    rows = rows[headed:]
     short = first(r for r in rows if len(r)<=max(at[:2]))
     if short or not rows:
         raise CifarFastError(f'{name} should have a row with a file and a class for each picture, and has {short or "none"}')

@@ -798,7 +798,7 @@ def test_table_finds_its_pictures(tmp_path):
     same(load(d, tmp_path, labels=str(d/'labels.csv')))
     for text,msg in [('00;bee', '00 may be'), ('nope;bee', 'names 1 pictures that are not there: nope'), ('', 'has none'),
                      ('train/00.png', 'a file and a class'), ('train/00.png;bee\ntrain/00.png;cow', 'twice, as bee and cow'),
-                     ('train/00.png;bee;tset', "'tset': choose train, valid or test")]:
+                     ('file;class;split\ntrain/00.png;bee;tset', "'tset': choose train, valid or test")]:
         refused(d, tmp_path/'other', msg, **table(d, text))
     refused(d, tmp_path/'other', 'no table of labels x.csv', labels='x.csv')
     refused(pack(tmp_path/'out', d, 'zip'), tmp_path/'other', 'no table of labels x.csv', labels='x.csv')
@@ -819,6 +819,25 @@ def test_columns_are_chosen_by_what_they_say(tmp_path):
     o = load(d, tmp_path, **table(d, text))
     want = {f'{(i+1)%10}.png': vocab[i%2] for i in range(10)}
     assert {n: o.vocab[c] for n,c in zip(o.names, [*o.train_y,*o.test_y])}==want
+
+def test_which_column_is_which(tmp_path):
+    "By a heading in any words, where only one column can be meant; without one by what looks like a picture or a split"
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{i}.png', png(a))
+    want = {f'{i}.png': vocab[i%2] for i in range(10)}
+    for head,row in [('name,label','{f},{c}'), ('class id,filepaths,labels','{i},{f},{c}'), ('File Name;Class Name;x','{f};{c};1'),
+                     ('Datei;Klasse','{f};{c}'), (',name,label','{i},{f},{c}'), ('Klasse\tDatei','{c}\t{f}'),
+                     ('Width,ClassId,Path','6,{c},{f}'), ('name,label','{i},{c}'), ('id,name,label','{j},{f},{c}'), ('id,url,label','{i},http://x.org/{j}.png,{c}'),
+                     (None,'{f},{c},0.93,{i}'), (None,'{i},{f},{c}'), (None,'{c},{f}'), (None,'{i},{c},{f}')]:
+        text = [head]*bool(head)+[row.format(i=i, j=(i+1)%10, f=f'{i}.png', c=vocab[i%2]) for i in range(10)]
+        o = load(d, tmp_path, **table(d, '\n'.join(text)))
+        assert {n: o.vocab[c] for n,c in zip(o.names, [*o.train_y,*o.test_y])}==want, head or row
+    for row in '{f},{s},{c}','{f},{c},{s}','{s},{f},{c}':
+        text = [row.format(f=f'{i}.png', c=vocab[i%2], s=('train','test')[i>5]) for i in range(10)]
+        o = load(d, tmp_path, **table(d, '\n'.join(text)))
+        assert numbers(o)==(6,4,None) and o.vocab==vocab
+    for text in 'Datei;Breite;Klasse\n0.png;6;cow','image,MEL,NV\n0,0.0,1.0\n1,1.0,0.0':
+        refused(d, tmp_path/'other', 'labels.csv: which column is the file, and which the class?', **table(d, text))
 
 def test_quotes_in_a_table(tmp_path):
     d = tmp_path/'in'
