@@ -207,25 +207,43 @@ def read_labels(
         raise CifarFastError(f'{name} should have a row with a file and a class for each picture, and has {short or "none"}')
     return [(r[at[0]],r[at[1]],r[at[2]] if at[2] is not None and len(r)>at[2] else '') for r in rows if r[at[0]] or r[at[1]]]
 
-# %% ../nbs/01b_folders.ipynb #a0c1d309
-def _labelled(pics, rows, where):
-    'The item of each picture that `rows` name, and the files of them that are not there'
-    answers,items,lost,splits = {},{},[],split_folders(pics)
+# %% ../nbs/01b_folders.ipynb #b7e41c04
+def _answers(pics):
+    'Which pictures answer to what a table may call them'
+    exact,loose = {},{}
     for n in pics:
         p = printable(n).split('/')
         ends = {'/'.join(p[i:]) for i in range(len(p))}
-        for o in ends | {os.path.splitext(o)[0] for o in ends}: answers.setdefault(o, []).append(n)
-    for f,c,s in rows:
-        f = printable(f.replace('\\', '/').removeprefix('./'))
-        ns = [n for n in answers.get(f, []) if printable(n)==f] or answers.get(f, [])
-        if len(ns)>1: raise CifarFastError(f'{where}: {f} may be {some_names(ns)}: give the folder, too')
+        for o in ends | {os.path.splitext(o)[0] for o in ends}:
+            exact.setdefault(o, []).append(n)
+            loose.setdefault(o.lower(), []).append(n)
+    return lambda f: [n for n in exact.get(f, []) if printable(n)==f] or exact.get(f) or loose.get(f.lower(), [])
+
+def _found(files, answers):
+    'The files, without folders that all of them begin with if none is found with these: the table was written elsewhere'
+    cut = files
+    while cut and not any(map(answers, cut)):
+        if not all('/' in f for f in cut) or len({f.partition('/')[0] for f in cut})>1: return files
+        cut = [f.partition('/')[2] for f in cut]
+    return cut
+
+# %% ../nbs/01b_folders.ipynb #a0c1d309
+def _labelled(pics, rows, where):
+    'The item of each picture that `rows` name, and the files of them that are not there'
+    answers,items,lost,splits = _answers(pics),{},[],split_folders(pics)
+    files = _found([printable(f.replace('\\', '/').removeprefix('./')) for f,*_ in rows], answers)
+    for f,(_,c,s) in zip(files, rows):
+        ns = answers(f)
+        if len(ns)>1: raise CifarFastError(f'{where}: {f} may be {some_names(sorted(ns))}: give the folder, too')
         if s and not _split_of(s): raise CifarFastError(f'{where}: the split of {f} is {s!r}: choose train, valid or test')
         if not ns: lost.append(f)
         elif c:
             n,p = ns[0],tuple(ns[0].split('/'))
             around = first(splits[p[:i]] for i in range(1, len(p)) if p[:i] in splits)
             item = _split_of(s) or around or 'train',printable(c),n
-            if items.setdefault(n, item)!=item: raise CifarFastError(f'{where}: {f} stands there twice, as {items[n][1]} and {c}')
+            if (was := items.setdefault(n, item))!=item:
+                i = int(was[1]!=item[1])
+                raise CifarFastError(f'{where}: {f} stands there twice, as {was[i]} and {item[i]}')
     return items,lost
 
 # %% ../nbs/01b_folders.ipynb #a0c1d30d

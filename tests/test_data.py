@@ -839,6 +839,19 @@ def test_which_column_is_which(tmp_path):
     for text in 'Datei;Breite;Klasse\n0.png;6;cow','image,MEL,NV\n0,0.0,1.0\n1,1.0,0.0':
         refused(d, tmp_path/'other', 'labels.csv: which column is the file, and which the class?', **table(d, text))
 
+def test_a_table_that_was_written_elsewhere(tmp_path):
+    "Folders that are not here do not count where all rows have them, nor do capitals; a file of another folder is none"
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{vocab[i%2]}s/{i}.PNG', png(a))
+    for f in 'C:\\Users\\me\\{c}s\\{i}.png','../data/{c}s/{i}.PNG','/home/me/{c}s/{i}.PNG','{c}S/{i}','./{i}.Png':
+        rows = [f"{f.format(c=vocab[i%2], i=i)},{vocab[i%2]}" for i in range(10)]
+        o = load(d, tmp_path, **table(d, '\n'.join(['file,class',*rows])))
+        assert [n.split('s/')[0] for n in o.names]==[o.vocab[c] for c in [*o.train_y,*o.test_y]] and len(o.names)==10
+    for text in 'bees/0.PNG,bee\nowls/1.PNG,owl','x/owls/0.PNG,owl\nx/bees/0.PNG,bee\ny/bees/2.PNG,bee':
+        refused(d, tmp_path/'other', 'pictures that are not there', **table(d, 'file,class\n'+text))
+    put(d/'Bees/0.PNG', png(x[0]))
+    refused(d, tmp_path/'other', 'BEES/0.PNG may be Bees/0.PNG, bees/0.PNG', **table(d, 'file,class\nBEES/0.PNG,bee'))
+
 def test_quotes_in_a_table(tmp_path):
     d = tmp_path/'in'
     for i,a in enumerate(x): put(d/f'{i}.png', png(a))
