@@ -24,6 +24,11 @@ _hidden = re.compile(r'(?i)(?:^|/)(?:\.|(?:__MACOSX|@eaDir|(?:eh)?Thumbs\.db|des
 _most_files = 10**6
 
 # %% ../nbs/01d_files.ipynb #d90ca955
+def _leads_to(f):
+    'The status of what a name stands for; of the link, if it leads nowhere or to itself'
+    with suppress(OSError): return f.stat()
+    return f.stat(follow_symlinks=False)
+
 def walk_folder(
     path:Path # A folder
 ):
@@ -36,7 +41,7 @@ def walk_folder(
             name,n = folder+f.name,n+1
             if n>_most_files: raise CifarFastError(f'{path} holds more than {_most_files:,} files: give the path of the data set in it')
             if _hidden.search(f.name): continue
-            if not f.is_dir(): yield name,f.stat(follow_symlinks=f.is_file())
+            if not stat.S_ISDIR((what := _leads_to(f)).st_mode): yield name,what
             elif not any(os.path.samestat(os.stat(f.path), o) for o in (s,*above)):
                 yield name+'/',None
                 todo.append((name+'/',(s,*above)))

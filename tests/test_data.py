@@ -152,6 +152,10 @@ def test_files_that_are_none(tmp_path):
     same(o)
     assert o.notes==['damaged images, left out: 3 (train/cow/gone.png, train/cow/pipe.png, train/cow/zero.png)']
     shutil.copy(d/'train/cow/05.png', tmp_path/'elsewhere.png')
+    (d/'train/round').symlink_to('round')
+    (d/'train/cow/pipe.png').unlink()
+    (d/'train/cow/pipe.png').symlink_to('pipe.png')
+    refused(d, tmp_path/'other', 'cannot read 2 images', 'pipe.png (Too many levels of symbolic links)')
     assert len(load(d, tmp_path, skip_broken=True).train_y)==11
 
 def test_jpeg_equals_pillow(tmp_path):
