@@ -18,23 +18,29 @@ __all__ = ['split_folders', 'data_root', 'one_root', 'find_items', 'read_labels'
 _split_words = dict(train='train', training='train', val='valid', valid='valid', validation='valid',
                     test='test', testing='test', eval='test', evaluation='test')
 
+_longest = '|'.join(sorted(_split_words, key=len, reverse=True))
+_split_in = re.compile(rf'(?<![^\W\d_])(?i:{_longest})(?=[\W\d_]|[A-Z][a-z]|(?i:set|data|im)|$)')
+
 def _split_of(o): return _split_words.get(o.lower())
 
 def split_folders(
     names:list # Of all files
 )->dict: # Of folders, as tuples of names: 'train', 'valid' or 'test'
-    'Which folders hold a split: those called so, and those such as seg_train beside seg_test'
+    'Which folders hold a split: those called so, and those such as seg_train beside seg_test; none that is alone around a whole data set'
     kids,found = {},{}
     for d in {tuple(n.split('/')[:-1]) for n in names}:
         for i,o in enumerate(d): kids.setdefault(d[:i], set()).add(o)
     for above,inner in kids.items():
         forms = {}  # the rest of a name, without its number, and the names by split
         for o in inner:
-            for w in [o] if _split_of(o) else re.findall(r'[^\W\d_]+', o):
-                rest = None if w==o else re.sub(r'\d+', '', o.lower().replace(w.lower(), '', 1))
-                if _split_of(w): forms.setdefault(rest, {})[(*above,o)] = _split_of(w)
+            if _split_of(o): forms.setdefault(None, {})[(*above,o)] = _split_of(o)
+            else:
+                for m in _split_in.finditer(o):
+                    forms.setdefault(re.sub(r'\d+', '', o[:m.start()]+o[m.end():]).lower(), {})[(*above,o)] = _split_of(m[0])
         for rest,same in forms.items(): found |= same if rest is None or {'train'}<{*same.values()} else {}
-    return found
+    def held(d): return {found[(*d,o)] for o in kids.get(d, ()) if (*d,o) in found}
+    whole = [d for d in kids if {'train'}<held(d)]
+    return {d: s for d,s in found.items() if len(held(d[:-1]))>1 or not any(o[:len(d)]==d for o in whole)}
 
 # %% ../nbs/01b_folders.ipynb #6fa78b7f
 def data_root(
@@ -67,7 +73,7 @@ def _split_items(pics, root, where, splits):
         twin = dirs.setdefault(s, p[k])
         if twin!=p[k]: raise CifarFastError(f'{where} has two folders for one split, {twin} and {p[k]}: take one out')
         items.append((s,p,n))
-    k += all(p[k+1]==p[k] and len(p)>k+3 for _,p,_ in items)  # an archive in a folder of its name: train/train/<class>/
+    if all(len(p)>k+3 for _,p,_ in items): k += len({p[:k+2] for _,p,_ in items})==len(dirs)  # train/train/<class>/, train/images/<class>/
     return [(s,p[k+1],n) for s,p,n in items],k+2
 
 def _check_beside(pics, root, where, splits):

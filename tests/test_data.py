@@ -749,6 +749,13 @@ def test_several_data_sets_are_named(tmp_path):
     draw(tmp_path/'d', ('val','valid','train'))
     refused(tmp_path/'d', tmp_path, 'two folders for one split')
 
+@pytest.mark.parametrize('splits', [('training/train','training/test'), ('train/data/train','train/data/test'), ('TrainSet','TestSet'),
+                                    ('train/images','test/images'), ('x/traindata','x/valdata')])
+@pytest.mark.parametrize('fmt', [None,'zip'])
+def test_folders_around_the_classes(fmt, splits, tmp_path):
+    o = load(pack(tmp_path/'out', draw(tmp_path/'in', splits), fmt), tmp_path)
+    assert numbers(o)==(12,12,None) and o.vocab==['cat','dog','owl'] and not o.notes
+
 @pytest.mark.parametrize('split', ['','train'])
 def test_a_copy_of_the_data_set_among_its_classes(split, tmp_path):
     "As in a well-known set of flowers: the copy is no class"
