@@ -92,6 +92,7 @@ def _picture_arrays(items, got, where, test=None, skip=False):
         raise CifarFastError(f'the images in {where} differ in size: {printable(n1)} is {w1}×{h1} and {printable(n)} is {w}×{h}. '
                              f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
     vocab = sorted({c for _,c,_ in items})
+    if all(re.fullmatch(r'\d{1,18}', c) for c in vocab): vocab.sort(key=int)
     number,splits = {c: i for i,c in enumerate(vocab)},[s for s,*_ in items]
     k,m = splits.index('test'),splits.count('train')
     def part(o): return np.stack([got[n] for *_,n in o]),np.array([number[c] for _,c,_ in o], dtype=np.int64)
@@ -238,7 +239,7 @@ def _remembered(entry, name):
     except Exception: return
 
 # %% ../nbs/02_data.ipynb #36fab780
-_version = 6 # of the cache's format and of everything that decides a pixel
+_version = 7 # of the cache's format and of everything that decides a pixel
 
 _say = cache(print)  # each line once, however often the data are loaded
 

@@ -770,6 +770,13 @@ def test_same_letters_are_one_class(tmp_path):
     (d/'test/caf\u00e9').rename(d/'test/cafe\u0301')
     assert load(d, tmp_path).vocab==['caf\u00e9','zoo']
 
+def test_classes_that_are_numbers(tmp_path):
+    "Label 10 is class 10, in a folder as in a table"
+    o = load(draw(tmp_path/'in', [''], map(str, range(12))), tmp_path, test=.5)
+    assert o.vocab==[*map(str, range(12))] and [o.vocab[i] for i in o.train_y]==[n.split('/')[0] for n in o.names[:len(o.train_y)]]
+    (tmp_path/'in/3').rename(tmp_path/'in/3a')
+    assert load(tmp_path/'in', tmp_path, test=.5).vocab[:3]==['0','1','10']
+
 @pytest.mark.skipif(os.name=='nt' or os.uname().sysname=='Darwin', reason='names are Unicode there')
 def test_names_that_are_no_text(tmp_path):
     d = draw(tmp_path/'in', classes=('a','b'))
