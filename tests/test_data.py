@@ -731,6 +731,15 @@ def test_validation_images_that_are_training_images(tmp_path):
     assert load(d, tmp_path).notes==['validation images that are training images, too: 1 (val/owl/0.png = train/owl/0.png)',
         'test images that are training images, too: 2 (test/owl/1.png = train/owl/0.png, test/cat/2.png = val/cat/3.png)']
 
+@pytest.mark.parametrize('splits', [('train','test'), ('train','val','test')])
+def test_training_images_that_stand_there_twice(splits, tmp_path):
+    "A split that is drawn later may part them"
+    d = draw(tmp_path/'in', splits)
+    for n in 8,9: shutil.copy(d/'train/owl/0.png', d/f'train/owl/{n}.png')
+    part = ', one of which --valid_pct may hold out' if len(splits)==2 else ''
+    assert load(d, tmp_path).notes==[f'training images that stand there twice{part}: 2 (train/owl/8.png = train/owl/0.png, '
+                                     'train/owl/9.png = train/owl/0.png)']
+
 def test_notes_are_said(tmp_path, capsys):
     settle_note = 'no test set: 6 of 12 images are kept apart as one, 50% of each class; --test .1 changes how many'
     load(draw(tmp_path/'mine', ['']), tmp_path, test=.5)
