@@ -18,7 +18,7 @@ from .pictures import *
 __all__ = ['most_bytes', 'walk_folder', 'read_archive', 'read_folder', 'decoded']
 
 # %% ../nbs/01d_files.ipynb #c0c1d606
-_hidden = re.compile(r'(?i)(?:^|/)(?:\.|(?:__MACOSX|@eaDir|(?:eh)?Thumbs\.db|desktop\.ini)(?:/|$))')
+_hidden = re.compile(r'(?i)(?:^|/)(?:\.|(?:__MACOSX|@eaDir|(?:eh)?Thumbs\.db|desktop\.ini|[$#]recycle(?:\.bin)?|lost\+found)(?:/|$))')
 
 # %% ../nbs/01d_files.ipynb #c0c1d608
 _most_files = 10**6

@@ -139,6 +139,14 @@ def _left_out(names, items, depth):
             *told('classes without a picture, left out', sorted(empty), 20)]
 
 # %% ../nbs/01b_folders.ipynb #a0c1d302
+def _doubtful(items, depth):
+    'Lines about classes that may be none, where no folder says train; a class is name `depth`'
+    inner = {}
+    for _,c,n in items: inner.setdefault(c, set()).add('/'.join(n.split('/')[depth:-1][:1]))
+    lone = [f'{c}: {some_names(sorted(o))}' for c,o in sorted(inner.items()) if len(o)>1 and '' not in o]
+    named = sorted(c for c in inner if _split_of(c))
+    return [*told('classes whose pictures all lie in folders', lone), *told('classes that are called like a split', named)]
+
 def find_items(
     names:list,     # Of all files; a folder's ends in a slash
     where:str,      # What to call the whole in an error
@@ -148,14 +156,16 @@ def find_items(
     pics = [n for n in names if is_picture(n)]
     held = first(o for n in pics for o in n.split('/')[:-2] if _split_of(o)) if root is None else None
     if held or not pics:
+        packed = [n for n in sorted(names) if re.search(r'(?i)\.(zip|tar|t?[gx]z|bz2|7z|rar)$', n)]
+        hint = f'. There is a folder {held} and none called train' if held else f'. Unpack {some_names(packed)} there' if packed else ''
         raise CifarFastError(f'no data set in {where}: expected pictures in train/<class>/ and test/<class>/ (or valid, val), '
-                             "or in <class>/, or CIFAR's batches" + (f'. There is a folder {held} and none called train' if held else ''))
+                             f"or in <class>/, or CIFAR's batches{hint}")
     if root is not None:
         _check_beside(pics, root, where, splits := split_folders(names))
         items,depth = _split_items(pics, root, where, splits)
     else: items,depth = _flat_items(pics, at := _flat_root(pics), where),len(at)+1
     _check_inside(items, depth, where)
-    return [(s,printable(c),n) for s,c,n in items],_left_out(names, items, depth)
+    return [(s,printable(c),n) for s,c,n in items],[*(_doubtful(items, depth) if root is None else []),*_left_out(names, items, depth)]
 
 # %% ../nbs/01b_folders.ipynb #b7e41c02
 def _cells(b, name):

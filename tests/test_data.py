@@ -259,7 +259,8 @@ def test_file_that_vanishes(tmp_path, monkeypatch):
 def test_hidden_and_foreign_files_are_ignored(tmp_path):
     d = folder(tmp_path/'in')
     for f in ('.DS_Store','train/.DS_Store','train/bee/.DS_Store','train/bee/._00.png','test/cow/Thumbs.db','train/bee/readme.md',
-              'labels.txt','train/.ipynb_checkpoints/1.png','__MACOSX/train/bee/1.png'): put(d/f, b'?')
+              'labels.txt','train/.ipynb_checkpoints/1.png','__MACOSX/train/bee/1.png',
+              '$RECYCLE.BIN/S-1-5-21/$R1.png','train/#recycle/1.png','train/lost+found/1.png'): put(d/f, b'?')
     same(load(d, tmp_path))
     same(load(shutil.make_archive(tmp_path/'a', 'zip', d), tmp_path))
 
@@ -773,6 +774,18 @@ def test_a_copy_of_the_data_set_among_its_classes(split, tmp_path):
     shutil.rmtree(d/split/'flowers/cat')
     (d/split/'flowers/dog').rename(d/split/'flowers/old')  # a single folder of such a name may be chance
     assert load(d, tmp_path).vocab==['cat','dog','flowers','owl']
+
+def test_a_data_set_beside_other_pictures(tmp_path):
+    "Or a class of folders: nobody can tell, so it is said"
+    d = draw(tmp_path/'in', ['images'])
+    draw(d, [''], ['figures'])
+    for i in range(9): put(d/f'Test/{i}.png', png(x[i]))
+    assert load(d, tmp_path, size=8).notes[:2]==['classes whose pictures all lie in folders: 1 (images: cat, dog, owl)',
+                                                 'classes that are called like a split: 1 (Test)']
+
+def test_archives_in_a_folder(tmp_path):
+    pack(tmp_path/'in/train', draw(tmp_path/'pets'), 'zip')
+    refused(tmp_path/'in', tmp_path, "or CIFAR's batches. Unpack train.zip there")
 
 def test_same_letters_are_one_class(tmp_path):
     d = draw(tmp_path/'in', classes=('caf\u00e9','zoo'))
