@@ -43,7 +43,10 @@ def image_array(
     'A picture as a uint8 array H×W×3: upright, over white where it is transparent, resized to `size`×`size` if given'
     if isinstance(im, np.ndarray): im = Image.fromarray(im if im.dtype==np.uint8 else _bytes(im))
     else: im = _upright(im)
-    if im.mode[0] in 'IF': im = Image.fromarray(_bytes(np.asarray(im)))
+    if im.mode[0] in 'IF':
+        a,clear = np.asarray(im),im.info.get('transparency')
+        im = Image.fromarray(_bytes(a))
+        if isinstance(clear, int): im.putalpha(Image.fromarray(a!=clear))
     if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     im = im.convert('RGB')
     return np.asarray(im.resize((size,size), Image.Resampling.BILINEAR) if size else im)

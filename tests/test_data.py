@@ -183,6 +183,12 @@ def test_what_is_odd_in_exif_does_not_matter(tmp_path):
                     (dict(exif=b'neither II nor MM'), a)]:
         np.testing.assert_array_equal(read_image(saved(**kw)), want)
 
+def test_a_grey_of_16_bits_that_is_transparent(tmp_path):
+    "As maps have it: one number stands for nothing"
+    im = Image.fromarray(np.array([[0,40000,65535]], np.uint16))
+    im.save(tmp_path/'a.png', transparency=40000)
+    assert read_image(tmp_path/'a.png')[0,:,0].tolist()==[0,255,255] and Image.open(tmp_path/'a.png').mode=='I;16'
+
 # Folders that are not right
 
 def test_no_such_folder(tmp_path):
