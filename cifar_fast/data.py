@@ -110,11 +110,13 @@ def _remarks(d, names, tnames):
     again = [o for o in seen.values() if len(o)>1]
     both = {s: [f'{n} = {o[0][2]}' for o in again for s2,_,n in o if s2==s!=o[0][0]] for s in ('validation','test')}
     twice = [f'{n} = {o[0][2]}' for o in again for s,_,n in o[1:] if s=='training']
+    alike = groupby(vocab, lambda c: ' '.join(c.casefold().split())).values()
     part = ', one of which --valid_pct may hold out' if d.get('valid') is None else ''
     odd = [' = '.join(f'{n} ({c})' for _,c,n in o) for o in again if len({c for _,c,_ in o})>1]
     i,j = counts.argmax(),counts.argmin()
     uneven = f'uneven classes: {vocab[i]} has {counts[i]} training images and {vocab[j]} {counts[j]}; accuracy hides the rare ones'
     return [*(t for s,o in both.items() for t in told(f'{s} images that are training images, too', o)),
+            *told('classes that differ in capitals or spaces only', [' = '.join(o) for o in alike if len(o)>1]),
             *told(f'training images that stand there twice{part}', twice), *told('images that stand under several classes', odd),
             *([uneven] if counts[i]>=5*counts[j] else [])]
 

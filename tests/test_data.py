@@ -805,6 +805,13 @@ def test_classes_that_are_numbers(tmp_path):
     (tmp_path/'in/3').rename(tmp_path/'in/3a')
     assert load(tmp_path/'in', tmp_path, test=.5).vocab[:3]==['0','1','10']
 
+def test_classes_that_differ_in_capitals_only(tmp_path):
+    "Two classes they are, but perhaps by a slip of the hand"
+    d = tmp_path/'in'
+    for i,a in enumerate(x): put(d/f'{i}.png', png(a))
+    o = load(d, tmp_path, test=.5, **table(d, '\n'.join(f"{i}.png,{['dog','cat','Dog'][i%3]}" for i in range(10))))
+    assert o.vocab==['Dog','cat','dog'] and o.notes[1:]==['classes that differ in capitals or spaces only: 1 (Dog = dog)']
+
 @pytest.mark.skipif(os.name=='nt' or os.uname().sysname=='Darwin', reason='names are Unicode there')
 def test_names_that_are_no_text(tmp_path):
     d = draw(tmp_path/'in', classes=('a','b'))
