@@ -67,7 +67,7 @@ def split(self:ImageArrays,
 )->list: # Indices of the training images, and of the validation images, if there are any
     'The split of the training images'
     n,own = len(self.train_y),self.own_pct
-    if not own: return [*split_valid(self.train_y, valid_pct, seed)] if valid_pct else [np.arange(n)]
+    if not own: return [*split_valid(self.train_y, valid_pct, seed, self.vocab)] if valid_pct else [np.arange(n)]
     check_value(valid_pct in (0,own), 'valid_pct', valid_pct, f'none: {self.name} has a validation split of its own, {own:.1%} of them')
     return [np.setdiff1d(np.arange(n), self.valid),self.valid]
 

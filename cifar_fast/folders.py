@@ -284,7 +284,8 @@ def label_items(
 def split_valid(
     y:np.ndarray,         # Labels, one for each image
     valid_pct:float=.1,   # Fraction of every class to hold out, between 0 and 1
-    seed:int=42           # The same seed gives the same split
+    seed:int=42,          # The same seed gives the same split
+    vocab:list=None       # Names of the classes, for an error; None: `y` has them
 )->tuple: # Indices of the training images, and of the validation images; int64, sorted
     'Split images into training and validation, with the same fraction of every class'
     if not 0<valid_pct<1: raise CifarFastError(f'valid_pct should lie between 0 and 1, not at {valid_pct}')
@@ -293,7 +294,8 @@ def split_valid(
     for c in np.unique(y):
         idx = np.flatnonzero(y==c)
         k = round(len(idx)*valid_pct)
-        if not 0<k<len(idx): raise CifarFastError(f'class {c} has {len(idx)} images: too few to hold out {valid_pct:.0%}')
+        if not 0<k<len(idx):
+            raise CifarFastError(f'class {vocab[c] if vocab else c} has {len(idx)} images: too few to hold out {valid_pct:.0%}')
         held[rng.permutation(idx)[:k]] = True
     return np.flatnonzero(~held),np.flatnonzero(held)
 

@@ -747,6 +747,11 @@ def test_training_images_that_stand_there_twice(splits, tmp_path):
     assert load(d, tmp_path).notes==[f'training images that stand there twice{part}: 2 (train/owl/8.png = train/owl/0.png, '
                                      'train/owl/9.png = train/owl/0.png)']
 
+def test_too_few_to_hold_out(tmp_path):
+    d = draw(tmp_path/'in')
+    o = load(d, tmp_path)
+    with pytest.raises(CifarFastError, match='class cat has 4 images: too few to hold out 10%'): o.split(.1)
+
 def test_notes_are_said(tmp_path, capsys):
     settle_note = 'no test set: 6 of 12 images are kept apart as one, 50% of each class; --test .1 changes how many'
     load(draw(tmp_path/'mine', ['']), tmp_path, test=.5)
