@@ -62,7 +62,8 @@ class _TarEntry(tarfile.TarInfo):
 # %% ../nbs/01d_files.ipynb #8eeb7f7c
 def _entries(path):
     'Yield `(name, size, plain, get)` for each entry of the .zip or .tar (plain, .gz, .bz2, .xz) at `path`'
-    if path.suffix.lower()=='.zip':
+    with open(path,'rb') as f: start = f.read(4)
+    if path.suffix.lower()=='.zip' or start==b'PK\3\4':
         with zipfile.ZipFile(path) as z:
             for m in z.infolist():
                 get = partial(lambda m: z.open(m).read(m.file_size+1), m)  # not `z.read`, which reads on

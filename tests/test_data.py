@@ -406,6 +406,11 @@ def test_damaged_tar_header(made, tmp_path):
 def test_no_archive(tmp_path):
     for n in 'a.jpg','a.zip','a.tar.xz','a.7z': refused(put(tmp_path/n, b'hello'*100), tmp_path, n, 'as a .zip or .tar archive')
 
+def test_archives_by_any_name(made, tmp_path):
+    "As a browser leaves them"
+    for i,fmt in enumerate(('zip','tar','gztar')):
+        same(load(pack(tmp_path/'a', made['flat'], fmt).rename(tmp_path/f'archive ({i})'), tmp_path))
+
 def test_zip_with_password(made, tmp_path):
     b = bytearray(pack(tmp_path/'whole', made['flat'], 'zip').read_bytes())
     for m in list(re.finditer(b'PK\x01\x02', b)): b[m.start()+8] |= 1
