@@ -201,6 +201,8 @@ def test_messages(folder, name, kwargs, said):
     with pytest.raises(CifarFastError, match=said) as e: recipe(folder, model=name, model_args=kwargs).check_images(size, 3)
     assert '\n' not in str(e.value)
 
+def test_a_net_that_computes_while_it_is_built(folder): recipe(folder, model='torchvision/regnet_x_400mf').check_images(32, 3)
+
 def test_pretrained_goes_with_a_net_that_has_weights():
     with pytest.raises(CifarFastError, match='True: choose it with a model torchvision/NAME'): Recipe('a', pretrained=True).check()
     with pytest.raises(CifarFastError, match='there are no weights for resnet9'): get_model('resnet9', pretrained=True)
