@@ -83,13 +83,13 @@ def _fit_state(model, state, path):
 def load_weights(
     model:nn.Module, # The model that they were saved from, or one like it
     path:str|Path,   # What `save_weights` wrote
-    but:str=None     # A layer that keeps the weights it has, and may be of another size
+    but:list=()      # Layers that keep the weights they have, and may be of another size
 )->nn.Module: # `model`
     'Read weights into `model`; a `CifarFastError` if they are not there, are damaged, or belong to another model'
     state = load_tensors(path, 'weights')
-    if but:
-        own = {k: v for k,v in model.state_dict().items() if k.startswith(f'{but}.')}
-        state = {**{k: v for k,v in state.items() if not k.startswith(f'{but}.')}, **own}
+    kept = tuple(f'{k}.' for k in but)
+    own = {k: v for k,v in model.state_dict().items() if k.startswith(kept)}
+    state = {**{k: v for k,v in state.items() if not k.startswith(kept)}, **own}
     _fit_state(model, state, path)
     return model
 
