@@ -219,13 +219,19 @@ def restore(self:EMA,
 class Mixing(mixup.MixHandler):
     'What our `MixUp` and `CutMix` have in common'
     order = MixedPrecision.order-.5  # after flips and sizes, before the precision of the net
+    stack_y = True  # classes are numbers, whatever the loss says of them: losses are mixed in their place
     def before_train(self):
         'Take the place of the loss, once'
-        if self.learn.loss_func!=self.lf: super().before_train()
+        if self.learn.loss_func!=self.lf: self.old_lf,self.learn.loss_func = self.learn.loss_func,self.lf
+    def after_train(self):
+        'Give it back'
+        if self.learn.loss_func==self.lf: self.learn.loss_func = self.old_lf
+    before_validate = after_train  # of a training that was interrupted
     def before_batch(self):
         'Mix'
         self.learn.xb = to_float(self.xb)
-        super().before_batch()
+        if len(self.y)>1: super().before_batch()
+        else: self.lam,self.yb1 = 1.,self.yb  # one image, as in the last batch, has nothing to be mixed with
 
 class MixUp(Mixing, mixup.MixUp): "fastai's `MixUp`: each image shines through another, whose part is at most a half"
 class CutMix(Mixing, mixup.CutMix): "fastai's `CutMix`: a piece of each image is that of another, at the same place in the whole batch"
