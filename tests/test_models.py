@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from conftest import draw_folder,interrupted
 from fastai.basics import Callback,Recorder,accuracy,error_rate,params
 from fastai.callback.core import TrainEvalCallback
+from fastai.metrics import F1Score
 from fastai.optimizer import Adam
 from safetensors.torch import load_file
 from torch import nn
@@ -291,6 +292,15 @@ def test_argument(folder, name):
     with learn.no_bar(), learn.no_logging():
         if name not in ('compile','graph'): learn.fit_one_cycle(2, .01)  # those are tried in the tests of speed
         assert came(learn)
+
+def test_metrics_of_one_name(folder):
+    "And one that gives a number for each class: each stands under its own name, or the last of its name"
+    metrics = [F1Score(average='micro'),F1Score(average=None),error_rate]
+    learn = cifar_learner(cifar_dls(images(folder), 24, 'none', device='cpu'), net(), metrics=metrics, precision='fp32')
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, .01)
+        row,(_,_,each,error) = learn.history.epochs[-1],learn.validate()
+    assert row['valid_error_rate']==pytest.approx(error) and row['valid_f1_score']==pytest.approx(each) and len(each)==3
 
 def test_a_bare_learner(folder):
     "Without fastai's own callbacks, and with some of them"
