@@ -256,10 +256,12 @@ class GradCAMCallback(Callback):
 # %% ../nbs/13_gradcam.ipynb #2aa39863
 @patch
 def look(self:GradCAMCallback,
-    x:Tensor # A batch
+    x:Tensor, # A batch
+    *more     # What else the net takes: there must be nothing
 )->Tensor: # What the model gives
     'Take the place of the model for one call'
     self.learn.model,i = self.net,self.seen
+    if more: raise CifarFastError(f'Grad-CAM takes nets of one input, and {type(self.net).__name__} has {len(more)+1}')
     targets = self.targets[i:i+len(x)] if np.ndim(self.targets) else self.targets
     logits,cams = _look(self.net, x, self.layers, targets, self.plus)
     self.layers,self.seen = list(cams),i+len(x)

@@ -467,3 +467,15 @@ def test_callback_messages(dls, net, few):
                    (dict(targets=[1]*50), '50 targets for 40 images'), (dict(targets=12), 'class 12 is out of range')]:
         with pytest.raises(CifarFastError, match=msg), learn.no_bar(): learn.get_preds(dl=few, cbs=GradCAMCallback(**kw))
         assert hooks(net)==0
+
+def test_callback_with_several_inputs(dls, net, few):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = net
+        def forward(self, x, y): return self.one(x)+self.one(y)
+    class Twice(Callback):
+        def before_batch(self): self.learn.xb = self.x,self.x
+    learn = cifar_learner(dls, Two(), precision='fp32', cbs=Twice())
+    with pytest.raises(CifarFastError, match='of one input, and Two has 2'), learn.no_bar(): learn.get_preds(dl=few, cbs=GradCAMCallback())
+    assert isinstance(learn.model, Two) and hooks(net)==0
