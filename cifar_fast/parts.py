@@ -191,7 +191,8 @@ def after_train(self:History):
         self._check(s, loss)
         s['loss'] = loss
     rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
-    self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
+    self.train_loss = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
+    rec.log[1:2] = [self.train_loss]  # fastai leaves it out, if the epoch was cut short
 
 # %% ../nbs/08a_parts.ipynb #138620a3
 @patch
