@@ -341,6 +341,14 @@ def test_the_model_is_as_before_after_an_error(net, x, error):
     with pytest.raises(type(error)): grad_cam(net, x[:2], ['layer1','res2'])
     assert state(net)==before
 
+def test_a_part_that_takes_no_hooks(x):
+    "Refused in a line, and no hook is left on the parts before it"
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    was = hooks(net)
+    for f in (lambda: grad_cam(net, x),lambda: grad_cam(net, x, [0,1])):
+        with pytest.raises(CifarFastError, match='register_forward_hook is not supported'): f()
+        assert hooks(net)==was and net.training
+
 def test_images_go_to_the_device_of_the_model(net, x):
     "A model on another device than the images: `meta` stands in for a GPU, and the model says where its input is"
     class Where(nn.Module):
