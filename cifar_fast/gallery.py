@@ -11,10 +11,12 @@ from .gradcam import cam_layers,grad_cam,show_cam
 from .interpret import Predictions,plot_probs,predicting
 
 # %% auto #0
-__all__ = ['montage', 'plot_classes', 'plot_predictions', 'plot_mistakes', 'plot_correct', 'cam_overlay', 'plot_cam_mistakes',
-           'plot_cam_layers', 'plot_cam_pairs', 'plot_cam_classes', 'plot_cam_compare']
+__all__ = ['most_classes', 'montage', 'plot_classes', 'plot_predictions', 'plot_mistakes', 'plot_correct', 'cam_overlay',
+           'plot_cam_mistakes', 'plot_cam_layers', 'plot_cam_pairs', 'plot_cam_classes', 'plot_cam_compare']
 
 # %% ../nbs/16_gallery.ipynb #c5a28d95
+most_classes = 100  # in one figure: thousands would be too tall
+
 def _short(name): return harmless(name, 'figure', 12)
 
 # %% ../nbs/16_gallery.ipynb #c25bd105
@@ -214,7 +216,7 @@ def plot_cam_classes(
     preds:Predictions,  # With images
     learn:Learner,      # The one that made them
     idx:int,            # Which image
-    n:int=100,          # How many classes, at most: the likeliest
+    n:int=most_classes, # How many classes, at most: the likeliest
     layer=None,         # Module, dotted name or number; None: the last layer before the global pool
     axs=None,           # An axes for the image and one for each class
     figsize:tuple=None  # In inches, if there are no axes
@@ -257,7 +259,8 @@ def plot_cam_compare(
         ax.set_axis_off()
         ax.set_title(_short(vocab[c]), size=8, weight='bold')
     for row,learn,name in zip(axs[1:], (learn_a,learn_b), names):
-        with predicting(learn) as twin: probs = to_np(twin.get_preds(dl=twin.dls.test_dl(list(images), bs=k, num_workers=0))[0])
+        dl,act = learn.dls.test_dl(list(images), bs=k, num_workers=0),partial(F.softmax, dim=1)  # a loss need not bring its own
+        with predicting(learn) as twin: probs = to_np(twin.get_preds(dl=dl, act=act)[0])
         for ax,img,c,p,cam in zip(row, images, classes, probs, grad_cam(learn.model, image_batch(learn.dls, images), layer)):
             show_cam(img, cam, ax)
             ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')

@@ -61,8 +61,8 @@ def _turn(o, x, grids, widths):
     return None if h*w==1 or rows or strip or (like(c, h) and w in widths) else noop
 
 # %% ../nbs/13_gradcam.ipynb #210845c2
-def _watch(model, x, modules):
-    'Where the outputs of `modules` will be, each with its `_turn`, and the hooks that put them there'
+def _watch(model, x, modules, hooks):
+    'Where the outputs of `modules` will be, each with its `_turn`; `hooks` gets what puts them there'
     acts,grids,widths = {},[],{m.normalized_shape[-1] for m in model.modules() if isinstance(m, nn.LayerNorm)}
     def keep(m, _, o):
         acts.pop(m, None)  # of a layer that is called twice the last call counts, for its place among the others, too
@@ -73,17 +73,18 @@ def _watch(model, x, modules):
         return acts[m][0].clone().as_subclass(type(o))
     def note(m, _, o):
         if o.shape[2:].numel()>1: grids.append(tuple(o.shape[2:]))
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    return acts,hooks + [m.register_forward_hook(keep) for m in modules]
+    for m,hook in [(m,note) for m in model.modules() if isinstance(m, nn.Conv2d)] + [(m,keep) for m in modules]:
+        hooks.append(m.register_forward_hook(hook))  # a part that torch.jit has compiled takes none
+    return acts
 
 # %% ../nbs/13_gradcam.ipynb #0c667190
 def _run(model, x, modules):
     'What `model` gives for `x` in eval mode, and of each of `modules` what it put out and how to read it, with a graph that begins there'
     training,params = [(m,m.training) for m in model.modules()],[p for p in model.parameters() if p.requires_grad]
     eager = torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
-    device = getattr(one_param(model), 'device', x.device)
-    acts,hooks = _watch(model, x, modules)
+    device,hooks = getattr(one_param(model), 'device', x.device),[]
     try:
+        acts = _watch(model, x, modules, hooks)
         for m,_ in training: m.training = False
         for p in params: p.requires_grad_(False)
         with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True)),acts
@@ -256,10 +257,12 @@ class GradCAMCallback(Callback):
 # %% ../nbs/13_gradcam.ipynb #2aa39863
 @patch
 def look(self:GradCAMCallback,
-    x:Tensor # A batch
+    x:Tensor, # A batch
+    *more     # What else the net takes: there must be nothing
 )->Tensor: # What the model gives
     'Take the place of the model for one call'
     self.learn.model,i = self.net,self.seen
+    if more: raise CifarFastError(f'Grad-CAM takes nets of one input, and {type(self.net).__name__} has {len(more)+1}')
     targets = self.targets[i:i+len(x)] if np.ndim(self.targets) else self.targets
     logits,cams = _look(self.net, x, self.layers, targets, self.plus)
     self.layers,self.seen = list(cams),i+len(x)

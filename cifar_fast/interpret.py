@@ -270,14 +270,14 @@ def plot_per_class(
 ): # The axes
     'Draw precision, recall and F1 of each class, sorted by F1'
     rows = sorted(preds.per_class(), key=lambda r: r['f1'])
-    n = len(rows)
+    n,mean = len(rows),np.mean([r['f1'] for r in rows if r['support']])  # a class without an image has none
     if ax is None: ax = plt.subplots(figsize=ifnone(figsize, (6.5,1.2+n*(.27 if n<=20 else .14))), layout='constrained')[1]
     y = range(n)
     ax.hlines(y, [min(r['precision'],r['recall']) for r in rows], [max(r['precision'],r['recall']) for r in rows], color='.75', zorder=1)
     for k,marker,label in (('precision','>','precision'),('recall','<','recall'),('f1','o','F1')):
         ax.scatter([r[k] for r in rows], y, s=30 if n<=20 else 12, marker=marker, label=label, zorder=2)
     ax.set_yticks(y, [harmless(r['class'], 'figure') for r in rows], size=9 if n<=20 else 6)
-    ax.set(xlabel='fraction', title=f'Each class, sorted by F1 (mean {np.mean([r["f1"] for r in rows]):.3f})', ylim=(-.6,n-.4))
+    ax.set(xlabel='fraction', title=f'Each class, sorted by F1 (mean {mean:.3f})', ylim=(-.6,n-.4))
     ax.grid(alpha=.3)
     ax.legend(fontsize=8)
     return ax

@@ -9,6 +9,7 @@ import hashlib
 from fastai.basics import *
 from sklearn.model_selection import StratifiedKFold
 from .data import ImageArrays
+from .folders import split_valid
 from .runs import *
 from .interpret import *
 from .gallery import plot_predictions
@@ -96,7 +97,8 @@ def out_of_fold(
     out,how = Path(out),train_args(**kwargs)
     if not (out/'fold0/config.json').exists(): check_free(out)
     (x,y),fold = images.together(),images.fold_numbers(folds, how['seed'])
-    recipe,how,_ = recipe.ready(how, images.fold_part(fold, np.bincount(fold).argmax()))  # the batch has to fit into the smallest training
+    def n_trained(i): return len(split_valid(y[fold!=i], how['valid_pct'], how['seed'])[0]) if how['valid_pct'] else (fold!=i).sum()
+    recipe,how,_ = recipe.ready(how, images.fold_part(fold, min(range(folds), key=n_trained)))  # the batch has to fit into the smallest
     logits = np.empty((len(y),len(images.vocab)), np.float32)
     with hold(out):
         for i in range(folds):

@@ -14,8 +14,8 @@ from torchvision import models as zoo
 from .core import *
 
 # %% auto #0
-__all__ = ['nets', 'Residual', 'Scale', 'resnet9', 'resnet18', 'dilated_net', 'whiten_', 'speed_net', 'head_name', 'weight_stats',
-           'body_head', 'check_model', 'get_model']
+__all__ = ['nets', 'Residual', 'Scale', 'resnet9', 'resnet18', 'dilated_net', 'whiten_', 'speed_net', 'head_names',
+           'weight_stats', 'body_head', 'check_model', 'get_model']
 
 # %% ../nbs/06_models.ipynb #2217e8db
 def _seq(**layers):
@@ -186,11 +186,14 @@ def _library(name):
     return partial(_borrowed, lib, net)
 
 # %% ../nbs/06_models.ipynb #cc168696
-def head_name(
+def head_names(
     model:nn.Module # A classifier
-)->str:
-    'The name of the last layer with weights, whose outputs are the classes'
-    return [k for k,m in model.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d))][-1]
+)->list:
+    'The names of the layers whose outputs are the classes: the last with weights, and its like in what timm calls the classifier'
+    layers = {k: m for k,m in model.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d))}
+    last,own = [*layers][-1],model.get_classifier() if hasattr(model, 'get_classifier') else ()
+    parts = {m for o in (own if isinstance(own, tuple) else (own,)) for m in o.modules()}  # two, where a net is trained by distillation
+    return [k for k,m in layers.items() if k==last or m in parts and len(m.weight)==len(layers[last].weight)]
 
 def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     'A net of torchvision or timm with a fresh head'
@@ -199,7 +202,9 @@ def _borrowed(lib, name, n_classes, pretrained=False, **kwargs):
     if not pretrained: return net
     state = zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
     for k in [*state]: state[re.sub(r'(\.denselayer\d+\.\w+)\.(?=\d)', r'\1', k)] = state.pop(k)  # norm.1 in the files, norm1 in the nets
-    state.update({k: v for k,v in net.state_dict().items() if k.startswith(f'{head_name(net)}.')})
+    own,heads = net.state_dict(),tuple(f'{k}.' for k in head_names(net))
+    for k in [k for k in state if k.lower().startswith('aux') and k not in own]: del state[k]  # further heads of googlenet and inception
+    state.update({k: v for k,v in own.items() if k.startswith(heads)})
     net.load_state_dict(state)  # not a copy: it also carries versions, which mnasnet asks for
     return net
 
@@ -209,17 +214,18 @@ def weight_stats(
 )->tuple: # Mean and standard deviation of each channel, 0…1
     'What the pretrained weights of a net expect pixels to be normalised with'
     lib,_,net = name.partition('/')
+    if name in ('torchvision/googlenet','torchvision/inception_v3'): return [.5]*3,[.5]*3  # what torchvision's `transform_input` ends in
     cfg = _timm().get_pretrained_cfg(net) if lib=='timm' else zoo.get_model_weights(net).DEFAULT.transforms()
     return list(cfg.mean),list(cfg.std)
 
 # %% ../nbs/06_models.ipynb #7cef3da5
 def body_head(
-    model:nn.Module # A classifier whose last layer with weights gives the logits
+    model:nn.Module # A classifier; see `head_names`
 )->list: # The parameters of the body, and those of the head, without those that are not to be trained
     'A splitter for a fastai `Learner`'
-    head = head_name(model)
+    heads = tuple(f'{k}.' for k in head_names(model))
     names = {k: p for k,p in model.named_parameters() if p.requires_grad}
-    return [[p for k,p in names.items() if k.startswith(f'{head}.')==is_head] for is_head in (False,True)]
+    return [[p for k,p in names.items() if k.startswith(heads)==is_head] for is_head in (False,True)]
 
 # %% ../nbs/06_models.ipynb #4436c645
 nets = dict(resnet9=resnet9, resnet18=resnet18, dilated_net=dilated_net, speed_net=speed_net)

@@ -191,7 +191,8 @@ def after_train(self:History):
         self._check(s, loss)
         s['loss'] = loss
     rec.losses[-len(steps):] = torch.stack(rec.losses[-len(steps):]).cpu().unbind()
-    self.train_loss = rec.log[1] = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
+    self.train_loss = sum(loss*n for loss,n in zip(losses, self.sizes))/sum(self.sizes)
+    rec.log[1:2] = [self.train_loss]  # fastai leaves it out, if the epoch was cut short
 
 # %% ../nbs/08a_parts.ipynb #138620a3
 @patch
@@ -199,9 +200,9 @@ def after_epoch(self:History):
     'Keep the row'
     if not self.trained: return
     self.trained = False
-    names,values = self.recorder.metric_names[2:-1],self.recorder.log[2:-1]  # between train_loss and time
-    valid = dict.fromkeys(f"valid_{k.removeprefix('valid_')}" for k in names)
-    if len(values)==len(names): valid = dict(zip(valid, map(float, values)))  # else the validation was cancelled
+    names = [f"valid_{k.removeprefix('valid_')}" for k in self.recorder.metric_names[2:-1]]  # between train_loss and time
+    valid,values = dict.fromkeys(names),self.recorder.log[2:-1]  # none, if the validation was cancelled; of some a number for each class
+    if len(values)==len(names): valid = {k: v if np.ndim(v) else float(v) for k,v in zip(names, values)}
     self.epochs.append(dict(epoch=self.epoch+1, lr=self.steps[-1]['lr'], train_loss=self.train_loss,
                             train_accuracy=float(self.correct)/sum(self.sizes), **valid, train_s=self.train_s,
                             valid_s=time.perf_counter()-self.start-self.train_s))

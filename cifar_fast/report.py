@@ -138,7 +138,7 @@ def predicted_sections(
 )->dict: # Headings, and under each elements and functions that make one
     'What a page says of any predictions'
     def classes(): return plot_cam_classes(preds, learn, preds.most_confident(preds.correct)[0])
-    which = 'each class' if len(preds.vocab)<=100 else 'each of the 100 likeliest classes'
+    which = 'each class' if len(preds.vocab)<=most_classes else f'each of the {most_classes} likeliest classes'
     return {'Right and wrong': _right_and_wrong(preds), 'Mistakes': [
         photo('The mistakes that the net is most confident of', plot_mistakes, preds),
         photo('Grad-CAM of the same mistakes: where the evidence for the predicted class is', plot_cam_mistakes, preds, learn),
@@ -154,7 +154,8 @@ def _training(run, learn, images):
     def batch():
         learn.dls.train.show_batch(max_n=16, figsize=(7,7))
         return plt.gcf().axes
-    some,which = images.vocab[:100],'each class' if len(images.vocab)<=100 else 'the first 100 classes'  # thousands would be too tall
+    some = images.vocab[:most_classes]
+    which = 'each class' if some==images.vocab else f'the first {most_classes} classes'
     return [photo(f'Training images of {which}', plot_classes, images.train_x, images.train_y, some),
             _chart('Loss and accuracy of every epoch, averaged over all its images', plot_curves, run.read_table('history.csv')),
             _chart('The learning rate of every step', plot_schedule, run.read_table('steps.csv')),

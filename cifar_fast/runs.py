@@ -83,13 +83,13 @@ def _fit_state(model, state, path):
 def load_weights(
     model:nn.Module, # The model that they were saved from, or one like it
     path:str|Path,   # What `save_weights` wrote
-    but:str=None     # A layer that keeps the weights it has, and may be of another size
+    but:list=()      # Layers that keep the weights they have, and may be of another size
 )->nn.Module: # `model`
     'Read weights into `model`; a `CifarFastError` if they are not there, are damaged, or belong to another model'
     state = load_tensors(path, 'weights')
-    if but:
-        own = {k: v for k,v in model.state_dict().items() if k.startswith(f'{but}.')}
-        state = {**{k: v for k,v in state.items() if not k.startswith(f'{but}.')}, **own}
+    kept = tuple(f'{k}.' for k in but)
+    own = {k: v for k,v in model.state_dict().items() if k.startswith(kept)}
+    state = {**{k: v for k,v in state.items() if not k.startswith(kept)}, **own}
     _fit_state(model, state, path)
     return model
 
@@ -335,10 +335,14 @@ def experiment(
     return json.dumps([values,c['data']['fingerprint'],c['precision'],c['valid_pct'],c.get('patience')], sort_keys=True)
 
 # %% ../nbs/11_runs.ipynb #53e4bf66
+def _outcome(run):
+    'What two runs have in common if one is a copy of the other, or repeats it to the bit'
+    return experiment(run),run.config['seed'],*[run_results(run).get(k) for k in ('test_accuracy','test_loss')]
+
 def find_runs(
     paths:list # Folders of runs, or of several seeds, or folders that hold such folders
 )->L: # Finished runs
-    'The runs at `paths`; of a folder that holds several, those that are finished, and a line that names the others'
+    'The runs at `paths`; of a folder that holds several, those that are finished, without repetitions; a line names the others'
     found,left = {},{}
     for p in map(Path, L(paths)):
         several = [*p.glob('*/config.json'), *p.glob('*/seed*/config.json')] if p.is_dir() and not (p/'config.json').exists() else []
@@ -347,7 +351,9 @@ def find_runs(
             res.setdefault(run.path.resolve(), run)  # one that is named twice counts once
     for r in (found or left).values(): run_results(r)
     if left: print(f"left out, as not finished: {', '.join(str(r.path) for r in left.values())}")
-    return L(found.values())
+    once = {_outcome(r): r for r in [*found.values()][::-1]}.values()
+    if again := [str(r.path) for r in found.values() if r not in once]: print(f"left out, as they repeat another: {', '.join(again)}")
+    return L(found.values()).filter(lambda r: r in once)
 
 # %% ../nbs/11_runs.ipynb #16d1c57f
 def mean_sd(

@@ -39,9 +39,9 @@ def _timed_run(recipe, images, device, how):
 # %% ../nbs/23a_speedruns.ipynb #6596c323
 def _runs_page(res):
     'Mean, standard deviation and range of all runs, and what they were'
-    r,stats = res['recipe'],pd.DataFrame(res['runs']).drop(columns='seed').agg(['mean','std','min','max']).fillna(0.)
+    r,stats = res['recipe'],pd.DataFrame(res['runs']).drop(columns='seed').agg(['mean','std','min','max'])
     head = [f"{r['name']}, {len(res['runs'])} runs", 'mean', 'standard deviation', 'min', 'max']
-    return bench_page([[head, *[[k.replace('_', ' '), *[f'{v:.4f}' for v in stats[k]]] for k in stats]]], [
+    return bench_page([[head, *[[k.replace('_', ' '), *[f'{v:.4f}'.replace('nan', '') for v in stats[k]]] for k in stats]]], [
         *machine_notes(res),
         f"recipe {r['name']}: {r['model']}, {r['epochs']} epochs, batch {r['bs']}; {', '.join(f'{k}={v}' for k,v in res['how'].items())}",
         f"data: {res['data']}; seeds from 0 in one process, on a GPU after an epoch that does not count; tta: test-time augmentation",

@@ -14,7 +14,7 @@ from . import __version__
 from .core import *
 from .data import ImageArrays,load_images
 from .loaders import cifar_dls,image_batch,pipelines
-from .models import body_head,get_model,head_name,weight_stats,whiten_
+from .models import body_head,get_model,head_names,weight_stats,whiten_
 from .parts import L1Penalty
 from .learner import cifar_learner
 from .tricks import *
@@ -75,7 +75,7 @@ def load_start(
     run_results(run)  # which a finished one has
     was = run.config['data']['classes']
     if was!=vocab: print(f'a new head for {len(vocab)} classes: those of {run.path} were others')
-    try: load_weights(model, run/'model.safetensors', head_name(model) if was!=vocab else None)
+    try: load_weights(model, run/'model.safetensors', head_names(model) if was!=vocab else ())
     except CifarFastError as e:
         raise CifarFastError(f'{e}. The net has to be that of the run: --recipe {run.path}, or its model and model_args') from e
 

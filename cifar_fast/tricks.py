@@ -157,14 +157,15 @@ def before_batch(self:ProgressiveResize):
 # %% ../nbs/10_tricks.ipynb #4d64aa95
 class EMA(Callback):
     'Validate with the exponential moving average of the weights, and end with it'
-    order,_stateattrs = MixedPrecision.order+50,('averaged',)
+    order,_stateattrs,restored = MixedPrecision.order+50,('averaged',),False
     def __init__(self,
         decay:float=.99, # Weight of the past at each update
         every:int=5      # Steps between two updates
     ): store_attr()
     def before_fit(self):
-        'Begin anew, unless the mean was restored'
-        if getattr(self, 'averaged', None) is None: self.averaged = AveragedModel(torch_core.get_model(self.model), use_buffers=True)
+        'Begin anew, unless the mean was restored: what an interrupted training left is none of this one'
+        if not self.restored: self.averaged = AveragedModel(torch_core.get_model(self.model), use_buffers=True)
+        self.restored = False
     def after_batch(self):
         'Take the weights into the mean, at the end of the first epoch at the latest'
         done = self.epoch*self.n_iter + self.iter + 1
@@ -176,12 +177,16 @@ class EMA(Callback):
 
 # %% ../nbs/10_tricks.ipynb #7b40d1c3
 @patch
+def _pairs(self:EMA):
+    'Each tensor of the mean, and that of the model; one that several layers share comes once'
+    return zip(*([*m.parameters(),*m.buffers()] for m in (self.averaged.module,self.model)))
+
+@patch
 @torch.no_grad()
 def _update(self:EMA):
     'Move the mean towards the weights; the first time, all the way'
     past = self.decay if self.averaged.n_averaged else 0.  # a count that is kept on the CPU
-    pairs = zip(*([*m.parameters(),*m.buffers()] for m in (self.averaged.module,self.model)))
-    for real,same in groupby(pairs, lambda o: o[0].is_floating_point()).items():
+    for real,same in groupby(self._pairs(), lambda o: o[0].is_floating_point()).items():
         mean,now = zip(*same)
         if real: torch._foreach_lerp_(mean, now, 1-past)
         else: torch._foreach_copy_(mean, torch._foreach_add(torch._foreach_mul(mean, past), torch._foreach_mul(now, 1-past)))
@@ -192,9 +197,8 @@ def _update(self:EMA):
 def before_validate(self:EMA):
     'The model and its mean change places, before a validation and after it'
     if getattr(self, 'averaged', None) is None: return
-    theirs,ours = self.model.state_dict(),self.averaged.module.state_dict()
     with torch.no_grad():
-        for a,b in zip(theirs.values(), ours.values()):
+        for a,b in self._pairs():
             kept = a.clone()
             a.copy_(b)
             b.copy_(kept)
@@ -209,18 +213,25 @@ def restore(self:EMA,
     'Go on from the mean that a checkpoint holds'
     EMA.before_fit(self)
     self.averaged.load_state_dict(state)
+    self.restored = True
 
 # %% ../nbs/10_tricks.ipynb #e58d98d4
 class Mixing(mixup.MixHandler):
     'What our `MixUp` and `CutMix` have in common'
     order = MixedPrecision.order-.5  # after flips and sizes, before the precision of the net
+    stack_y = True  # classes are numbers, whatever the loss says of them: losses are mixed in their place
     def before_train(self):
         'Take the place of the loss, once'
-        if self.learn.loss_func!=self.lf: super().before_train()
+        if self.learn.loss_func!=self.lf: self.old_lf,self.learn.loss_func = self.learn.loss_func,self.lf
+    def after_train(self):
+        'Give it back'
+        if self.learn.loss_func==self.lf: self.learn.loss_func = self.old_lf
+    before_validate = after_train  # of a training that was interrupted
     def before_batch(self):
         'Mix'
         self.learn.xb = to_float(self.xb)
-        super().before_batch()
+        if len(self.y)>1: super().before_batch()
+        else: self.lam,self.yb1 = 1.,self.yb  # one image, as in the last batch, has nothing to be mixed with
 
 class MixUp(Mixing, mixup.MixUp): "fastai's `MixUp`: each image shines through another, whose part is at most a half"
 class CutMix(Mixing, mixup.CutMix): "fastai's `CutMix`: a piece of each image is that of another, at the same place in the whole batch"

@@ -223,6 +223,8 @@ def test_runs_do_not_time_the_warm_up(monkeypatch, tmp_path, steps):
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
     assert script(monkeypatch, *runs, '--runs', 1, '--compile', '--out', tmp_path/'r')==0
     assert json.loads((tmp_path/'r'/'runs.json').read_text())['runs'][0]['train_seconds']==12
+    row = next(o for o in (tmp_path/'r'/'runs.md').read_text().splitlines() if 'train seconds' in o)
+    assert [o.strip() for o in row.split('|')[2:6]]==['12.0000','','12.0000','12.0000']  # one run has no spread
 
 def test_interrupted_runs(monkeypatch, tmp_path, capfd):
     "Ctrl-C keeps the runs that were finished"

@@ -1,5 +1,6 @@
 "Pictures of single images and GIFs: what a person can mend gets one line, and looking at a net does not change it"
 import csv,os,random,warnings
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
@@ -9,6 +10,7 @@ from matplotlib.text import Text
 from conftest import draw_folder
 from PIL import Image
 from fastai.basics import set_seed
+from torch import nn
 import cifar_fast.gallery as gallery
 from cifar_fast.all import *
 from cifar_fast.report import _training
@@ -85,6 +87,13 @@ def test_nets_of_other_classes(ims, learn):
 def test_compare(ims, learn):
     images,a,b = plot_cam_compare(learn, learn, ims.test_x, ims.test_y)
     assert [ax.get_title() for ax in images]==ims.vocab and [ax.get_title() for ax in a]==[ax.get_title() for ax in b]
+
+def test_compare_by_a_loss_without_activation(ims, learn):
+    "What stands there is a probability, whatever the loss"
+    other = copy(learn)
+    other.loss_func = nn.CrossEntropyLoss()
+    _,a,b = plot_cam_compare(learn, other, ims.test_x, ims.test_y)
+    assert [ax.get_title() for ax in a]==[ax.get_title() for ax in b]
 
 def state(learn):
     tensors = [t.tolist() for t in (*learn.model.state_dict().values(), torch.get_rng_state())]

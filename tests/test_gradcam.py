@@ -341,6 +341,14 @@ def test_the_model_is_as_before_after_an_error(net, x, error):
     with pytest.raises(type(error)): grad_cam(net, x[:2], ['layer1','res2'])
     assert state(net)==before
 
+def test_a_part_that_takes_no_hooks(x):
+    "Refused in a line, and no hook is left on the parts before it"
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    was = hooks(net)
+    for f in (lambda: grad_cam(net, x),lambda: grad_cam(net, x, [0,1])):
+        with pytest.raises(CifarFastError, match='register_forward_hook is not supported'): f()
+        assert hooks(net)==was and net.training
+
 def test_images_go_to_the_device_of_the_model(net, x):
     "A model on another device than the images: `meta` stands in for a GPU, and the model says where its input is"
     class Where(nn.Module):
@@ -467,3 +475,15 @@ def test_callback_messages(dls, net, few):
                    (dict(targets=[1]*50), '50 targets for 40 images'), (dict(targets=12), 'class 12 is out of range')]:
         with pytest.raises(CifarFastError, match=msg), learn.no_bar(): learn.get_preds(dl=few, cbs=GradCAMCallback(**kw))
         assert hooks(net)==0
+
+def test_callback_with_several_inputs(dls, net, few):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = net
+        def forward(self, x, y): return self.one(x)+self.one(y)
+    class Twice(Callback):
+        def before_batch(self): self.learn.xb = self.x,self.x
+    learn = cifar_learner(dls, Two(), precision='fp32', cbs=Twice())
+    with pytest.raises(CifarFastError, match='of one input, and Two has 2'), learn.no_bar(): learn.get_preds(dl=few, cbs=GradCAMCallback())
+    assert isinstance(learn.model, Two) and hooks(net)==0

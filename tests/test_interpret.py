@@ -274,6 +274,11 @@ def test_figures_for_few_and_many_classes(c):
     n = len(axs[0].texts)
     assert n==(np.count_nonzero(p.confusion()) if c<=20 else 0)
 
+def test_classes_without_an_image_have_no_f1():
+    "Two of ten classes, all right: the mean of their F1 is 1"
+    y = np.array([0,0,1,1])
+    assert plot_per_class(Predictions(9*np.eye(10)[y], y, list('abcdefghij'))).get_title()=='Each class, sorted by F1 (mean 1.000)'
+
 def test_figures_draw_where_they_are_told():
     p = draw()
     for f in (plot_confusion, plot_per_class, plot_confused_pairs):

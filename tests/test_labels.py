@@ -7,6 +7,7 @@ import cifar_fast.labels as labels,cifar_fast.train as train
 from cifar_fast.core import CifarFastError
 from cifar_fast.cli import how_to_go_on,main
 from cifar_fast.data import ImageArrays,load_images
+from cifar_fast.interpret import Predictions
 from cifar_fast.labels import out_of_fold
 from cifar_fast.recipes import get_recipe
 from cifar_fast.runs import Run
@@ -124,6 +125,20 @@ def test_stopped_and_gone_on(images, done, tmp_path):
     assert len(res)==2 and np.array_equal(again.logits, whole.logits)
     with trainings() as res: again = out_of_fold(recipe, images, tmp_path/'l', k, quiet=True)
     assert not res and np.array_equal(again.logits, whole.logits)
+
+def test_the_batch_fits_into_every_training(monkeypatch, tmp_path):
+    "Also where a validation split takes more of one than of another"
+    rng,seen = np.random.default_rng(0),[]
+    def fold_run(recipe, how, part, *args):
+        seen.append((recipe.bs,len(part.split(how['valid_pct'], how['seed'])[0])))
+        return Predictions(np.zeros((len(part.test_y),4)), part.test_y, part.vocab)
+    monkeypatch.setattr(labels, 'fold_run', fold_run)
+    for i in range(40):
+        y = np.repeat(np.arange(4), rng.integers(10, 40, 4))
+        x = rng.integers(0, 256, (len(y),8,8,3), dtype=np.uint8)
+        ims = ImageArrays(x[::2], y[::2], x[1::2], y[1::2], list('abcd'), 'noise')
+        out_of_fold(get_recipe('assignment'), ims, tmp_path/str(i), quiet=True, valid_pct=.1)
+    assert len(seen)==200 and all(bs<=n for bs,n in seen)
 
 def files(path): return {o: o.stat().st_mtime_ns for o in path.rglob('*') if o.is_file()}
 

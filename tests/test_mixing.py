@@ -1,9 +1,11 @@
 "Mixed images and stopping early: as the formulas say, to the bit where a run is resumed, and refused where they cannot be"
 import json,shutil
 import pytest,torch
+import torch.nn.functional as F
 from conftest import interrupted
 from fastai.basics import Callback
 from safetensors.torch import load_file
+from torch import nn
 from cifar_fast.core import CifarFastError,precisions
 from cifar_fast.data import load_images
 from cifar_fast.gradcam import GradCAMCallback,grad_cam
@@ -84,6 +86,42 @@ def test_grad_cam_sees_whole_images(tiny):
         x = torch.cat([x for x,_ in learn.dls.valid])
     ours,alone = (o.as_subclass(torch.Tensor) for o in (cam.cams,grad_cam(learn.model.eval(), x)))
     torch.testing.assert_close(ours, alone, atol=1e-4, rtol=1e-3)
+
+mixes = [dict(mixup=.4),dict(cutmix=1.)]
+
+@pytest.mark.parametrize('mix', mixes)
+def test_any_loss(tiny, mix):
+    "PyTorch's own, which do not say that they take class numbers, are mixed as ours is, and are there again afterwards"
+    r,seen = tiny.replace(epochs=1, **mix),[]
+    for loss in (None,nn.CrossEntropyLoss(),F.cross_entropy):
+        learn = recipe_learner(r, load_images(r.data), precision='fp32')
+        if loss: learn.loss_func = loss
+        was = learn.loss_func
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
+        seen.append([s['loss'] for s in learn.history.steps])
+        assert learn.loss_func is was
+    assert seen[1]==pytest.approx(seen[0]) and seen[2]==pytest.approx(seen[0])
+
+@pytest.mark.parametrize('mix', mixes)
+def test_one_image_left(tiny, mix):
+    "A last batch of one image has the loss of that image"
+    losses = []
+    for o in ({},mix):
+        r = tiny.replace(epochs=1, bs=71, policy='none', **o)
+        learn = recipe_learner(r, load_images(r.data), precision='fp32')
+        learn.dls.train.drop_last = False
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+        losses.append([s['loss'] for s in learn.history.steps])
+    assert len(losses[1])==2 and losses[1][1]==pytest.approx(losses[0][1]) and losses[1][0]!=losses[0][0]
+
+def test_interrupted_in_a_batch(tiny):
+    "What is predicted then are probabilities, as ever"
+    class Stop(Callback):
+        def after_loss(self): raise KeyboardInterrupt
+    learn = recipe_learner(tiny.replace(mixup=.4), load_images(tiny.data), precision='fp32')
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, .01, cbs=Stop())
+        assert torch.allclose(learn.get_preds()[0].sum(1), torch.ones(len(learn.dls.valid_ds)))
 
 def test_graph_is_refused(tiny, tmp_path):
     for mix,name in ((dict(mixup=.2),'MixUp'),(dict(cutmix=1.),'CutMix')):

@@ -3,9 +3,10 @@ import dataclasses,inspect,re
 from importlib.util import find_spec
 import numpy as np,pytest,torch
 import torch.nn.functional as F
-from conftest import interrupted
-from fastai.basics import Callback,Recorder,accuracy,params
+from conftest import draw_folder,interrupted
+from fastai.basics import Callback,Recorder,accuracy,error_rate,params
 from fastai.callback.core import TrainEvalCallback
+from fastai.metrics import F1Score
 from fastai.optimizer import Adam
 from safetensors.torch import load_file
 from torch import nn
@@ -73,6 +74,21 @@ def test_pretrained_of_older_files(name, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     ours = get_model(f'torchvision/{name}', 3, True).state_dict()
     assert all(torch.equal(a, b) for (k,a),b in zip(ours.items(), state.values()) if not k.startswith('classifier'))
+
+@pytest.mark.parametrize('name,size', [('googlenet',64),('inception_v3',96)])
+def test_pretrained_without_further_heads(name, size, tmp_path, monkeypatch):
+    "The file holds heads for training, too; pixels come to the weights as in torchvision's net, which turns one normalisation into another"
+    torch.manual_seed(3)
+    theirs,w = getattr(tv, name)(init_weights=False, transform_input=True).eval(),tv.get_model_weights(name).DEFAULT
+    path = tmp_path/'hub'/'checkpoints'/w.url.rpartition('/')[2]
+    path.parent.mkdir(parents=True)
+    torch.save(theirs.state_dict(), path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    ours = get_model(f'torchvision/{name}', 1000, True, aux_logits=False, init_weights=False).eval()
+    ours.fc.load_state_dict(theirs.fc.state_dict())
+    x,t = torch.rand(2, 3, size, size),w.transforms()
+    def seen(mean, std): return (x-torch.tensor(mean).view(3,1,1))/torch.tensor(std).view(3,1,1)
+    with torch.no_grad(): torch.testing.assert_close(ours(seen(*weight_stats(f'torchvision/{name}'))), theirs(seen(t.mean, t.std)))
 
 def test_normalised_as_the_weights_expect(weights, folder):
     "An image of one colour arrives as torchvision's own transform for the weights makes it; without weights as the data set's mean"
@@ -201,6 +217,8 @@ def test_messages(folder, name, kwargs, said):
     with pytest.raises(CifarFastError, match=said) as e: recipe(folder, model=name, model_args=kwargs).check_images(size, 3)
     assert '\n' not in str(e.value)
 
+def test_a_net_that_computes_while_it_is_built(folder): recipe(folder, model='torchvision/regnet_x_400mf').check_images(32, 3)
+
 def test_pretrained_goes_with_a_net_that_has_weights():
     with pytest.raises(CifarFastError, match='True: choose it with a model torchvision/NAME'): Recipe('a', pretrained=True).check()
     with pytest.raises(CifarFastError, match='there are no weights for resnet9'): get_model('resnet9', pretrained=True)
@@ -224,6 +242,18 @@ def test_timm(folder, tmp_path):
     assert len(explain(tmp_path/'run', folder/'test'/'ant', tmp_path/'explained'))==8
     for name,said in (('convnext_attoo',"did you mean 'convnext_atto'"),('botnet50ts_256','no pretrained weights for timm/botnet50ts_256')):
         with pytest.raises(CifarFastError, match=said): get_model(f'timm/{name}', 3, True)
+
+def test_two_heads(folder, tmp_path):
+    "Of a net that learns by distillation both are its head: fresh where classes are others, and alone what a frozen net trains"
+    pytest.importorskip('timm', reason="pip install 'cifar_fast[timm]'")
+    args = dict(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=1)
+    r,other = recipe(folder, model='timm/deit_tiny_distilled_patch16_224', model_args=args),draw_folder(tmp_path/'other', ('ant','owl'))
+    train_recipe(r, tmp_path/'run', precision='fp32', quiet=True)
+    learn = recipe_learner(r.replace(data=str(other), start=str(tmp_path/'run')), images(other), precision='fp32')
+    there,heads = load_file(tmp_path/'run/model.safetensors'),{f'{k}.{o}' for k in ('head','head_dist') for o in ('weight','bias')}
+    assert {k for k,v in learn.model.state_dict().items() if v.shape!=there[k].shape or not torch.equal(v, there[k])}==heads
+    learn.freeze()
+    assert {k for k,p in learn.model.named_parameters() if p.requires_grad and 'norm' not in k}==heads
 
 # --- every argument of the learner ----------------------------------------------------------------------------------
 
@@ -262,6 +292,15 @@ def test_argument(folder, name):
     with learn.no_bar(), learn.no_logging():
         if name not in ('compile','graph'): learn.fit_one_cycle(2, .01)  # those are tried in the tests of speed
         assert came(learn)
+
+def test_metrics_of_one_name(folder):
+    "And one that gives a number for each class: each stands under its own name, or the last of its name"
+    metrics = [F1Score(average='micro'),F1Score(average=None),error_rate]
+    learn = cifar_learner(cifar_dls(images(folder), 24, 'none', device='cpu'), net(), metrics=metrics, precision='fp32')
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, .01)
+        row,(_,_,each,error) = learn.history.epochs[-1],learn.validate()
+    assert row['valid_error_rate']==pytest.approx(error) and row['valid_f1_score']==pytest.approx(each) and len(each)==3
 
 def test_a_bare_learner(folder):
     "Without fastai's own callbacks, and with some of them"

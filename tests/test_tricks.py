@@ -130,6 +130,39 @@ def test_ema_is_pytorchs():
     with learn.no_bar(), learn.no_logging(): learn.fit(3, lr=.1)
     assert learn.reference.compared and learn.model[1].num_batches_tracked!=60
 
+class Means(Callback):
+    "The mean as the training left it, and what is validated"
+    order = EMA.order+1
+    def after_train(self): self.mean = [p.clone() for p in self.ema.averaged.module.parameters()]
+    def before_batch(self):
+        if not self.training: self.shown = [p.clone() for p in self.model.parameters()]
+
+def noise_learner(net, cbs):
+    torch.manual_seed(0)
+    ds = [(torch.randn(4),torch.randn(4)) for _ in range(40)]
+    return Learner(DataLoaders.from_dsets(ds, ds[:8], bs=4, device='cpu'), net, loss_func=nn.MSELoss(), opt_func=sgd, cbs=cbs)
+
+def test_ema_of_a_shared_layer():
+    "Its mean is validated, too, and the weights come back"
+    shared = nn.Linear(4,4)
+    learn = noise_learner(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4,4)), [EMA(.9, every=1),Means()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, lr=.1)
+        assert all(torch.equal(a, b) for a,b in zip(learn.means.mean, learn.means.shown)) and len(learn.means.mean)==4
+        before = learn.validate()
+        assert learn.validate()==before
+
+def test_ema_begins_anew_after_an_interrupt():
+    "What is left of the mean of another training has no part in it"
+    class Stop(Callback):
+        def after_epoch(self): raise KeyboardInterrupt
+    learn = noise_learner(nn.Linear(4,4), EMA(.9, every=1))
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, lr=.1, cbs=Stop())
+        nn.init.zeros_(learn.model.weight)
+        learn.fit(1, lr=0.)
+    assert not learn.model.weight.any()
+
 # --- flips and sizes -----------------------------------------------------------------------------------------------
 
 def random_images(n=60, n_test=10):
