@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 from fastcore.basics import ifnone,patch
 from fastcore.docments import docments
-from torch import OutOfMemoryError
 from .core import *
 from .range_test import *
 from .runs import *
@@ -115,7 +114,9 @@ def main()->int: # The exit code
             if n_processes()>1 and name!='cifar_fast_train': raise CifarFastError('this runs in one process: start it as it is')
             _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
     except CifarFastError as e: said = e
-    except (MemoryError,OutOfMemoryError): said = 'the memory is too small: choose smaller images (--size), batches (--bs) or another net'
+    except (MemoryError,RuntimeError) as e:
+        if not no_memory(e): raise
+        said = 'the memory is too small: choose smaller images (--size), batches (--bs) or another net'
     except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
     else: return 0
     finally:

@@ -328,8 +328,7 @@ def batch_that_fits(
     'Say it in a line where a batch does not fit into the memory'
     try: yield
     except (RuntimeError,MemoryError) as e:
-        full = "can't allocate memory",'out of memory','ALLOC_FAILED'  # the last where cuDNN or cuBLAS is the one that wants some
-        if not isinstance(e, MemoryError) and not any(o in str(e) for o in full): raise
+        if not no_memory(e): raise
         raise CifarFastError(f'a batch of {bs} images does not fit into the memory of {device}: try half, --bs {max(1, bs//2)}') from e
 
 # %% ../nbs/19_train.ipynb #75b3d2ae

@@ -244,6 +244,7 @@ def test_no_memory_on_the_card(monkeypatch, call, folder, tmp_path):
     run('no memory is left on cpu: wait', torch, 'empty', RuntimeError('CUDA error: out of memory\nCompile with'))
     for e in (torch.OutOfMemoryError('CUDA out of memory. Tried'),RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')):
         run('a batch of 16 images does not fit into the memory of cpu: try half, --bs 8', Learner, '_step', e)
+    run('the memory is too small', train, 'get_model', RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto"))
     assert not list(tmp_path.iterdir())
     run('the memory is too small', train.Predictions, 'from_learner', torch.OutOfMemoryError('CUDA out of memory. Tried'))
 
