@@ -25,7 +25,9 @@ def answers(folder, run_script, tmp_path_factory):
     few = ['--data',folder,'--policy','none','--quiet','--no_report']
     base = [*few,'--epochs',1,'--bs',16,'--model_args','width=4','--out']
     calls = dict(
-        recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'],
+        recipe=['--recipe','assignmet'], literal=[*few,'--moms','(.9if 1else 2)'],
+        talks=[*few,'--model','torchvision/googlenet','--bs',16],
+        model=['--model','resnet8'], policy=['--policy','assignmnt'],
         precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],
         bs=[*few,'--out',d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak_epoch',5],
@@ -42,7 +44,9 @@ def answers(folder, run_script, tmp_path_factory):
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
-    recipe="did you mean 'assignment'", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
+    recipe="did you mean 'assignment'", literal='moms is',
+    talks='gives a GoogLeNetOutputs',
+    model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='bs is', epochs='epochs is', peak='peak',
     lr_negative='learning rate', lr_zero='learning rate', lr_nan='lr is nan', smoothing='label_smoothing is', valid='1.5',
     model_args='a valid dictionary', model_arg='wide', kept='not empty', other='another run', file='is a file',
