@@ -211,10 +211,15 @@ def changed(self:Recipe,
 )->Recipe:
     'What `replace` gives; a `CifarFastError` if one of the changes has no effect on it'
     r = self.replace(**changes)
-    idle = ['step_epochs','gamma'] if r.schedule=='linear_one_cycle' else ['lr_min','lr_end','peak_epoch']
-    for k in idle + ['nesterov']*(r.opt!='sgd'):
+    cycle = r.schedule=='linear_one_cycle'
+    idle = dict.fromkeys(['step_epochs','gamma'] if cycle else ['lr_min','lr_end','peak_epoch'], r.schedule)
+    if cycle and not r.peak_epoch and r.lr_end is not None: idle['lr_min'] = 'a peak at the start'
+    if cycle and r.peak_epoch==r.epochs: idle['lr_end'] = 'a peak at the end'
+    if r.moms: idle['mom'] = 'moms'
+    if r.opt!='sgd': idle['nesterov'] = r.opt
+    for k,what in idle.items():
         without = self.replace(**{a: b for a,b in changes.items() if a!=k})
-        if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {r.schedule} and {r.opt}: leave it out')
+        if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {what}: leave it out')
     return r
 
 # %% ../nbs/18_recipes.ipynb #636d50c1

@@ -149,7 +149,8 @@ bad_values = [' '.join(o.split()) for line in bad_values.split('\n') for o in li
 @pytest.mark.parametrize('bad', bad_values + ['lr .1 --lr .2', 'seed 1 --seeds 2', 'list --lr 3', 'graph --device cpu',
     'opt muon --opt_args momentum=.1', 'opt muon --nesterov False', 'opt muon --opt_args bias_lr=-1', 'schedule step_decay --lr_min .1',
     'schedule step_decay --gamma -1', 'model dilated_net --size 8', 'bs 1 --size 8', 'model resnet18 --model_args width=4',
-    'tta true --size 1 --model resnet18 --model_args {}'])
+    'tta true --size 1 --model resnet18 --model_args {}',
+    'mom .5 --moms (.9,.8,.9)', 'lr_min .01 --peak_epoch 0 --lr_end 0', 'lr_end .01 --peak_epoch 1'])
 def test_value(call, folder, tmp_path, monkeypatch, bad):
     "Whatever a value is: one line, exit code 2, and nothing is written"
     import re
