@@ -1,5 +1,5 @@
 "What a person can mend gets one line that says how, and exit code 2; nothing that was there is touched"
-import errno,json,shlex,shutil,sys
+import errno,json,math,shlex,shutil,sys
 from pathlib import Path
 import pytest,torch
 from fastai.basics import Learner
@@ -186,22 +186,27 @@ def whole(folder, tmp_path_factory):
 def edited(name, **values): return lambda b: json.dumps({**json.loads(b), **values}).encode()
 def without(key): return lambda b: json.dumps({k: v for k,v in json.loads(b).items() if k!=key}).encode()
 def data(**values): return lambda b: json.dumps({**(c := json.loads(b)), 'data': {**c['data'], **values}}).encode()
+def recipe(**values): return lambda b: json.dumps({**(c := json.loads(b)), 'recipe': {**c['recipe'], **values}}).encode()
 def flipped(at): return lambda b: b[:int(at*len(b))] + bytes([b[int(at*len(b))]^64]) + b[int(at*len(b))+1:]
 damage = [(f,o) for f in ('config.json','results.json') for o in (
     b'', b'{', b'[]', b'3', b'null', b'\xff\xfe', b'['*50_000, b'{"recipe": {}, "data": [], "test_accuracy": "1"}',
     lambda b: b[:len(b)//2])]
 damage += [('config.json',o) for o in (
     edited('c', recipe=[]), edited('c', recipe={}), edited('c', recipe=dict(name='a', lr='x')), edited('c', data=3),
-    edited('c', seed='one'), edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2),
+    edited('c', seed='one'), edited('c', seed=2**40), edited('c', num_workers=999), data(size=10**6), data(std=[0,1,1]),
+    recipe(epochs='x'), recipe(epochs=None), edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2),
     without('recipe'), without('data'), without('seed'),
     without('pipeline'), data(classes='abc'), data(classes=[1,2,3]), data(classes=[]), data(mean=[1]),
     data(std=['a','b','c']), data(size=-1), data(train=None), data(name=[]), data(fingerprint=3))]
 damage += [('results.json',o) for o in (edited('r', test_accuracy=None), edited('r', test_accuracy=7), edited('r', epochs=[2]),
     edited('r', train_seconds='x'), edited('r', test_loss={}), edited('r', cam_localization=3), edited('r', cam_localization=[{}]),
-    without('test_accuracy'))]
+    edited('r', temperature='x'), edited('r', temperature=0), edited('r', ece=[1]), edited('r', ece_scaled=2),
+    edited('r', train_seconds=math.inf), without('test_accuracy'))]
 damage += [(f,o) for f in ('history.csv','steps.csv') for o in (
     b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2].rstrip(), lambda b: b.replace(b'1', b'x'),
     lambda b: b+b'1,2\n', lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
+damage += [('corrupted.csv',o) for o in (b'noise\n.5\n.5\n', b'strength\n0\n1\n', *(b'strength,noise\n0,.5\n'+o for o in (
+    b'', b'1,\n', b'1,7\n', b'inf,.5\n', b',.5\n')))]
 damage += [('model.safetensors',o) for o in (b'', b'half', *map(flipped, (0, .3, .5, .7, .99)), lambda b: b[:-9], lambda b: b+b'0')]
 
 @pytest.mark.parametrize('i', range(len(damage)))
@@ -209,11 +214,11 @@ def test_damaged_file(call, whole, tmp_path, i):
     "A file of a run that is not what was written: one line that names it, from the scripts that read it"
     file,how = damage[i]
     shutil.copytree(whole, run := tmp_path/'run')
-    b = (run/file).read_bytes()
+    b = (run/file).read_bytes() if (run/file).exists() else b''
     (run/file).write_bytes(how if isinstance(how, bytes) else how(b))
-    page = file in ('history.csv','steps.csv','model.safetensors') or b'cam_loc' in (run/file).read_bytes() or b'cam_loc' not in b
+    page = file.endswith(('.csv','.safetensors')) or b'cam_loc' in (run/file).read_bytes() or b'cam_loc' not in b
     scripts = dict(report=['cifar_fast_report',run,'--quiet'])
-    if file!='model.safetensors': scripts['compare'] = ['cifar_fast_compare',run,'--out',tmp_path/'c.html']
+    if file not in ('model.safetensors','corrupted.csv'): scripts['compare'] = ['cifar_fast_compare',run,'--out',tmp_path/'c.html']
     if file in ('config.json','model.safetensors'): scripts['explain'] = ['cifar_fast_explain',run,'x.png','--out',tmp_path/'e']
     answers = {k: call(*o) for k,o in scripts.items()}
     assert all(code in (0,2) for code,_ in answers.values())
@@ -234,6 +239,15 @@ def test_damaged_bit_of_a_checkpoint(begun, at):
 @pytest.mark.parametrize('content', [[], 3, {}, dict(epoch=1), dict(epoch='a', epochs=[]), dict(model={}, epoch=1, epochs=[{}], random={})])
 def test_odd_checkpoint(begun, content):
     torch.save(content, begun/'checkpoint.pt')
+    with pytest.raises(CifarFastError, match='checkpoint.pt is damaged'): resume_run(begun, quiet=True)
+
+@pytest.mark.parametrize('change', [dict(epochs=[{},{}]), dict(epochs=[3,3]), dict(steps=[]), dict(steps=None), dict(steps=[{}]*8),
+    lambda c: dict(epochs=[{**o,'train_s':None} for o in c['epochs']]), lambda c: dict(steps=[{**o,'lr':'x'} for o in c['steps']]),
+    lambda c: dict(steps=c['steps'][1:])])
+def test_odd_rows_of_a_checkpoint(begun, change):
+    "The rows that it would go on with: lost, or of other kinds"
+    c = torch.load(begun/'checkpoint.pt')
+    torch.save({**c, **(change(c) if callable(change) else change)}, begun/'checkpoint.pt')
     with pytest.raises(CifarFastError, match='checkpoint.pt is damaged'): resume_run(begun, quiet=True)
 
 def test_no_memory_on_the_card(monkeypatch, call, folder, tmp_path):
