@@ -411,7 +411,7 @@ def train_recipe(
             lost = isinstance(e, LostProcess) or not is_first()
             if not lost and not (run/'checkpoint.pt').exists():
                 if log: shutil.rmtree(run/log, ignore_errors=True)  # what was told of it
-                (run/'config.json').unlink()
+                for o in ('config.json','best.safetensors'): (run/o).unlink(missing_ok=True)
             raise
 
 # %% ../nbs/19_train.ipynb #040cdee3

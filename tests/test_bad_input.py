@@ -113,6 +113,15 @@ def test_full_disk(begun, monkeypatch):
     with pytest.raises(CifarFastError, match='checkpoint.pt: No space left on device'): resume_run(begun, quiet=True)
     assert (begun/'checkpoint.pt').read_bytes()==before and not list(begun.glob('.*'))
 
+def test_full_disk_in_the_first_epoch(folder, tmp_path, monkeypatch):
+    "The weights of the best epoch were written, the checkpoint was not: the folder is free again"
+    r = get_recipe('demo').replace(data=str(folder), epochs=1, bs=16, policy='none', model_args=dict(width=4))
+    with monkeypatch.context() as m:
+        def full(self, *args): raise OSError(errno.ENOSPC, 'No space left on device')
+        m.setattr(torch, 'save', full)
+        with pytest.raises(OSError): train_recipe(r, tmp_path/'run', quiet=True, valid_pct=.25)
+    assert not (tmp_path/'run').exists()
+
 def test_it_did_not_begin(folder, tmp_path):
     "A training that fails in its first epoch does not block its folder, nor leave one"
     r = get_recipe('demo').replace(data=str(folder), epochs=1, bs=16, policy='none', model_args=dict(width=4), lr=1e30)
