@@ -460,6 +460,11 @@ def check_same(
     if other: raise CifarFastError(f'{run.path} holds a run with another {" and ".join(other)}: choose another folder with --out')
 
 # %% ../nbs/19_train.ipynb #1f3a9620
+def _told_of(name, f):
+    'What `f` gives; what goes wrong in it is told of `name`'
+    try: return f()
+    except CifarFastError as e: raise CifarFastError(f'{name}: {e}') from e
+
 def _seed_runs(recipe, out, n, quiet, device, log, how):
     'For each seed a function that gives its results; a `CifarFastError` if that cannot be trained, or `out` holds something else'
     if (out/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')
@@ -473,7 +478,7 @@ def _seed_runs(recipe, out, n, quiet, device, log, how):
         check_same(run := Run(path), recipe, dict(same, seed=i), images)
         if run_recipe(run)!=recipe: run = move_run(run, recipe.data, recipe.labels)
         return partial(run_results, run) if run.finished else partial(resume_run, path, quiet, device)
-    runs = [todo(i) for i in range(n)]
+    runs = [partial(_told_of, f'seed{i}', todo(i)) for i in range(n)]
     if not out.exists(): recipe_learner(recipe, images, device=device, **how)
     return runs
 

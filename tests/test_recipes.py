@@ -154,6 +154,12 @@ def test_sweep(tiny, tmp_path):
     assert (out/'lr=0.1/seed1/model.safetensors').read_bytes()==weights
     assert {o: o.stat().st_mtime_ns for o in begun}==begun
 
+def test_a_failing_run_is_named(tiny, tmp_path, capsys):
+    "Of several seeds, and in a sweep"
+    with pytest.raises(CifarFastError, match='^seed0: the loss became'): train_seeds(tiny.replace(lr=1e30), tmp_path/'s', 2, quiet=True)
+    res = train_sweep(tiny, dict(lr=[1e30,.1]), tmp_path/'w', quiet=True)
+    assert res['lr=1e+30']['failed'].startswith('seed0: the loss became')
+
 def test_sweep_refuses_before_it_trains(tiny, tmp_path):
     "The last combination is wrong, too large for the data, or has a folder that holds something else: the first is not begun"
     kw = dict(precision='fp32', quiet=True)
