@@ -57,11 +57,13 @@ def whiten_model(
         whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
 
 # %% ../nbs/19_train.ipynb #43bb871b
+def _run_stats(run): return tuple(run.config['data'][k] for k in ('mean','std'))
+
 def start_stats(
     recipe:Recipe # What is to be trained
 )->tuple: # Mean and standard deviation of each channel, 0…1; None: those of the training images
     'The normalisation that the weights which `recipe` begins with were learned with'
-    if recipe.start: return tuple(Run(recipe.start).config['data'][k] for k in ('mean','std'))
+    if recipe.start: return _run_stats(Run(recipe.start))
     return weight_stats(recipe.model) if recipe.pretrained else None
 
 # %% ../nbs/19_train.ipynb #026659e0
@@ -226,9 +228,10 @@ def run_learner(
     device:str|torch.device=None # Where it is to be; None: fastai's default device
 )->Learner:
     'The learner of `run`'
-    recipe,how = run_recipe(run),{k: run.config.get(k) if k=='patience' else run.config[k] for k in train_args()}
+    recipe,c = run_recipe(run),run.config
+    how = {k: c.get(k) if v is None else c[k] for k,v in train_args().items()}
     weights = not trained and not (run/'checkpoint.pt').exists()
-    stats = tuple(run.config['data'][k] for k in ('mean','std')) if recipe.start else None  # the run that it began from may be gone
+    stats = _run_stats(run) if recipe.start else None  # the run that it began from may be gone
     learn = recipe_learner(recipe, images or run_images(run), device=device, weights=weights, stats=stats, **how)
     if trained: load_weights(learn.model, run/'model.safetensors')
     return learn
