@@ -152,6 +152,7 @@ mixup -1 | mixup inf | mixup 1e-50 | cutmix 1e-9 | cutmix nan | cutmix much | pa
 progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe | seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1
 seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1 | num_workers 2 | num_workers 100000 | valid_pct 1
 valid_pct -.1 | valid_pct nan | valid_pct .001 | device gpu | device cuda:99 | device '' | device meta | device 9{400}
+moms (0x1{5000},.8,.9) | start '' | labels '' | out '' | model_args ''
 recipe nothing | recipe '' | data x{5000} | out x{5000} | out /dev/null/run | resume x{5000} | resume '' | lerning_rate 3 | list yes"""
 bad_values = [' '.join(o.split()) for line in bad_values.split('\n') for o in line.split('|') if o.strip()]
 
@@ -175,8 +176,9 @@ def test_value(call, folder, tmp_path, monkeypatch, bad):
 
 @pytest.mark.parametrize('script,bad', [o.split(' ', 1) for o in (
     'lr_find --start 0', 'lr_find --start nan', 'lr_find --end .00001', 'lr_find --steps 3', 'lr_find --steps many',
-    'lr_find --steps 9999999999', 'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu',
-    'bench --recipe x',
+    'lr_find --steps 9999999999', 'lr_find --epochs 5', 'lr_find --lr .3', 'lr_find --patience 2', 'lr_find --tta',
+    'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu',
+    'bench --recipe x', 'bench --limit nan', 'bench --limit 0', 'bench --limit inf', 'bench --data x', 'bench --start x',
     'report nowhere', 'compare nowhere', 'explain nowhere x.png', 'export nowhere', 'report ', 'explain x', 'bench --contenders all')])
 def test_value_of_others(call, folder, tmp_path, monkeypatch, script, bad):
     monkeypatch.chdir(tmp_path)
