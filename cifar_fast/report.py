@@ -39,7 +39,8 @@ def repeat_command(
     base = recipes.get(recipe.name)
     words = ['cifar_fast_train','--recipe',recipe.name if base else str(run.path)]
     for k,v in _changed(run, recipe, base or recipe).items():
-        words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
+        text = repr(v) if isinstance(v, (dict,tuple)) else str(v)
+        words += [f'--{k}', text if isinstance(v, str) or '"' in text else text.replace("'", '"')]  # so that a shell needs few
     flags = [f'--{k}' for k in ('compile','graph','deterministic') if c.get(k)]
     return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
 
