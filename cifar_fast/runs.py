@@ -152,7 +152,7 @@ def hold(
         being_written.add(path/_lock)
         with f:
             f.truncate(0)
-            print(f'process {os.getpid()} on {platform.node()}', end='', file=f, flush=True)
+            with suppress(OSError): os.write(f.fileno(), f'process {os.getpid()} on {platform.node()}'.encode())  # it is full: unnamed
             for o in left_over(path): o.unlink()
             try: yield
             finally:
