@@ -285,7 +285,7 @@ def read_table(self:Run,
     'Read what `write_table` wrote; a `CifarFastError` if it is not there or is damaged'
     path,rows,needed = self/name,[],('epoch','lr') if name in ('history.csv','steps.csv') else ()
     try:
-        lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+        lines = file_text(path).splitlines(keepends=True)
         for line in csv.DictReader(lines, strict=True):
             row = FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path)
             if any(v!=v for v in row.values()) or not all(math.isfinite(row[k]) for k in needed): raise ValueError('not finite')
