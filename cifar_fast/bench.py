@@ -527,6 +527,7 @@ def bench(
     limit:float=3600.               # Seconds for each contender, after which it is stopped and the others go on
 )->dict: # Everything that was measured, as in bench.json
     'Measure how many images a second are trained on, by this library and by others; print, save and return it'
+    check_value(0<limit<=threading.TIMEOUT_MAX, 'limit', limit, 'a number of seconds above 0')
     out,device,r = check_free(out),pick_device(device),get_recipe(recipe) if isinstance(recipe, str) else recipe
     small,precision,workers = quick and device.type!='cuda',pick_precision('auto', device),0 if device.type=='cpu' else defaults.cpus
     suitable = [o for o in _contenders if device.type=='cuda' or not re.search('compile|graph', o)]

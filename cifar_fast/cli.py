@@ -4,7 +4,7 @@
 
 # %% ../nbs/24_cli.ipynb #c10a87d7
 from __future__ import annotations
-import inspect,os,re,shlex,signal,sys,time,warnings
+import dataclasses,inspect,os,re,shlex,signal,sys,time,warnings
 from argparse import SUPPRESS,Action,ArgumentParser
 from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
 from functools import partial
@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 from fastcore.basics import ifnone,patch
 from fastcore.docments import docments
-from torch import OutOfMemoryError
 from .core import *
 from .range_test import *
 from .runs import *
@@ -32,15 +31,16 @@ from .speedruns import bench_runs
 
 # %% auto #0
 __all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run',
-           'print_seeds', 'read_grid', 'print_sweep', 'split_values', 'continue_run', 'cifar_fast_train',
-           'cifar_fast_lr_find', 'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain', 'cifar_fast_evaluate',
-           'cifar_fast_labels', 'cifar_fast_export', 'cifar_fast_demo', 'cifar_fast_bench']
+           'print_seeds', 'read_grid', 'print_sweep', 'check_effect', 'split_values', 'continue_run',
+           'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain',
+           'cifar_fast_evaluate', 'cifar_fast_labels', 'cifar_fast_export', 'cifar_fast_demo', 'cifar_fast_bench']
 
 # %% ../nbs/24_cli.ipynb #174a2ac8
 class Once(Action):
     'An option with a value, which may not be given twice'
     def __call__(self, parser, namespace, value, option_string=None):
         if hasattr(namespace, self.dest): parser.error(f'{option_string} is given twice')
+        if value=='': parser.error(f'{option_string} is empty: give it a value, or leave it out')
         setattr(namespace, self.dest, value)
 
 # %% ../nbs/24_cli.ipynb #174a2ac9
@@ -115,7 +115,9 @@ def main()->int: # The exit code
             if n_processes()>1 and name!='cifar_fast_train': raise CifarFastError('this runs in one process: start it as it is')
             _scripts[name](**vars(ScriptParser(_scripts[name]).parse_args()))
     except CifarFastError as e: said = e
-    except (MemoryError,OutOfMemoryError): said = 'the memory is too small: choose smaller images (--size), batches (--bs) or another net'
+    except (MemoryError,RuntimeError) as e:
+        if not no_memory(e): raise
+        said = 'the memory is too small: choose smaller images (--size), batches (--bs) or another net'
     except OSError as e: said = f"{e.filename or 'reading or writing'}: {e.strerror or e}"
     else: return 0
     finally:
@@ -217,6 +219,14 @@ def print_sweep(
     print_table([('combination', head), *[(k, said(r)) for k,r in results.items()], ('runs in', out), page])
 
 # %% ../nbs/24_cli.ipynb #df168486
+def check_effect(
+    values:dict, # What `**values` collected
+    idle:list,   # Names of values that have no effect
+    what:str     # On what
+):
+    'Raise a `CifarFastError` if one of `values` is idle'
+    if given := [k for k in values if k in idle]: raise CifarFastError(f"no effect on {what}: leave out {', '.join(given)}")
+
 def split_values(
     values:dict # What `**values` collected
 )->tuple: # Those of the recipe, and the arguments of `recipe_learner`
@@ -296,9 +306,9 @@ def cifar_fast_lr_find(
 ):
     'Find a learning rate: raise it step by step, and look where loss and accuracy are best'
     check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
+    check_effect(values, [f.name for f in dataclasses.fields(Schedule)]+['ema','tta','patience'], 'a range test')
     out = check_free(ifnone(out, f'runs/lr-{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}'))
     changes,how = split_values(values)
-    if 'patience' in how: raise CifarFastError('--patience goes with cifar_fast_train: leave it out, as a range test ends by itself')
     chosen = get_recipe(recipe).changed(**changes)
     chosen,how,images = chosen.ready(how)
     learn = recipe_learner(chosen, images, **how)
@@ -413,6 +423,7 @@ def cifar_fast_bench(
     changes,how = split_values(values)
     chosen = get_recipe(recipe).changed(**changes)
     if runs is None:
+        check_effect(changes, 'data test labels skip_broken balance pretrained start tta'.split(), 'contenders, which see random pixels')
         for k in how.keys()-{'device'}: raise CifarFastError(f'--{k} goes with --runs: leave it out, or choose --contenders')
         return bench(out, chosen, quick=quick, contenders=contenders, limit=limit, **how)
     if quick or contenders or 'seed' in how: raise CifarFastError('--runs has seeds 0, 1, 2, …: leave out --quick, --contenders and --seed')

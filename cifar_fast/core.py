@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #afae0b33
 from __future__ import annotations
-import ctypes,difflib,html,json,os,re
+import ctypes,difflib,errno,html,json,os,re
 from contextlib import contextmanager,suppress
 from functools import partial
 from numbers import Integral,Real
@@ -14,9 +14,10 @@ from fastcore.all import *
 from fastai.torch_core import default_device
 
 # %% auto #0
-__all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'check_versions', 'harmless', 'CifarFastError', 'choose',
-           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'left_over', 'atomic_write', 'FileValues',
-           'read_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
+__all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'net_errors', 'check_versions', 'harmless',
+           'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'left_over',
+           'atomic_write', 'FileValues', 'file_text', 'read_json', 'has_bf16', 'pick_precision', 'pick_device',
+           'keep_freed_memory', 'trim_memory', 'no_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
 def check_versions(
@@ -106,7 +107,8 @@ def say_invalid(
 )->str: # Such as 'lr is nan: it should be a finite number'
     'The first thing that was wrong'
     o = e.errors()[0]
-    given = 'missing' if o['type']=='missing' else repr(o['input'])
+    try: given = 'missing' if o['type']=='missing' else repr(o['input'])
+    except ValueError: given = 'longer than Python writes numbers'
     if len(given)>80: given = given[:79]+'…'
     return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should').removeprefix('Value error, ')}"
 
@@ -161,13 +163,23 @@ class FileValues(dict):
         self.path = path
     def __missing__(self, k): raise CifarFastError(f'{self.path} has no {k!r}: it is damaged, or of another version of cifar_fast')
 
+# %% ../nbs/00_core.ipynb #6dd05f01
+def file_text(
+    path:str|Path # A file
+)->str: # Without a byte order mark
+    'The text in `path`, which is UTF-8; a `CifarFastError` if it cannot be read'
+    path = Path(path)
+    try:
+        if path.is_fifo() or path.is_char_device(): raise OSError(errno.EINVAL, 'it is not a plain file')  # and may have no end
+        return path.read_text(encoding='utf-8-sig')
+    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
+
 # %% ../nbs/00_core.ipynb #6dd05f02
 def read_json(
     path:str|Path # A file
 )->FileValues: # What it holds
     'The JSON object in `path`; a `CifarFastError` if it cannot be read, or is anything else'
-    try: res = json.loads(Path(path).read_text(encoding='utf-8'), object_hook=partial(FileValues, path=path))
-    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
+    try: res = json.loads(file_text(path), object_hook=partial(FileValues, path=path))
     except (ValueError,RecursionError) as e: raise CifarFastError(f'{path} is damaged: {e}') from e
     if not isinstance(res, dict): raise CifarFastError(f'{path} is damaged: it holds a {type(res).__name__}, not names and values')
     return res
@@ -227,3 +239,13 @@ def keep_freed_memory()->bool: # Whether this C library has the setting
 def trim_memory():
     'Return all memory that is free at the moment to the kernel'
     if trim := _libc('malloc_trim'): trim(0)
+
+# %% ../nbs/00_core.ipynb #5fd0aca7
+net_errors = RuntimeError,TypeError,ValueError,IndexError,AssertionError  # what nets raise on images that they do not take
+
+def no_memory(
+    e:Exception # What was raised
+)->bool:
+    'Does it say that the memory, of this machine or of a card, is too small?'
+    full = "can't allocate memory",'out of memory','ALLOC_FAILED'  # the last where cuDNN or cuBLAS is the one that wants some
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(o in str(e) for o in full)

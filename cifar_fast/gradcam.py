@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_gradcam.ipynb #54583b50
 from __future__ import annotations
-from .core import CifarFastError,choose
+from .core import CifarFastError,choose,net_errors
 import difflib,math,sys
 from copy import deepcopy
 from contextlib import nullcontext
@@ -88,7 +88,7 @@ def _run(model, x, modules):
         for m,_ in training: m.training = False
         for p in params: p.requires_grad_(False)
         with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True)),acts
-    except (RuntimeError,TypeError,ValueError,AssertionError) as e:  # of torch, of several inputs, of a net for images of one size
+    except net_errors as e:
         raise CifarFastError(f'{type(model).__name__} fails on images of {_shape(x[0])}: {str(e).strip().partition(chr(10))[0]}') from e
     finally:
         for o in hooks: o.remove()

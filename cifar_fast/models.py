@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_models.ipynb #62ce6021
 from __future__ import annotations
-import difflib,inspect,logging,re
+import difflib,inspect,logging,re,warnings
 from collections import OrderedDict
 from functools import partial
 import torch
@@ -257,7 +257,8 @@ def get_model(
     if name in nets:
         check_value(not pretrained, 'pretrained', pretrained, f'a model torchvision/… or timm/…: there are no weights for {name}')
         return build(n_classes, **kwargs)
-    try: return build(n_classes, pretrained, **kwargs)
+    try:
+        with warnings.catch_warnings(action='ignore'): return build(n_classes, pretrained, **kwargs)  # torchvision tells of its plans
     except Exception as e:  # each library, and each way to the network, has its own
         why = (str(e) or type(e).__name__).strip().splitlines()[0]
         if not pretrained: raise CifarFastError(f'cannot build {name}: {why}') from e

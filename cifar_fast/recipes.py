@@ -4,7 +4,7 @@
 
 # %% ../nbs/18_recipes.ipynb #44f04c87
 from __future__ import annotations
-import ast,dataclasses,inspect,json,tomllib
+import ast,dataclasses,inspect,json,tomllib,warnings
 from pathlib import Path
 from typing import Annotated,Any,Literal
 from typing_extensions import TypedDict
@@ -29,16 +29,17 @@ def read_literal(
     'The dict or tuple that a text means'
     if not isinstance(o, str): return o
     no_literal = SyntaxError,ValueError,TypeError,AttributeError,MemoryError,RecursionError  # what damaged and huge ones raise
-    try:
-        val = ast.literal_eval(o)
-        return o if isinstance(val, dict) and len(val)<len(ast.parse(o.lstrip(), mode='eval').body.keys) else val  # no name twice
-    except no_literal: pass
-    try:
-        call = ast.parse(f'dict({o})', mode='eval').body
-        names = {k.arg for k in call.keywords}
-        if call.args or None in names or len(names)<len(call.keywords): return o
-        return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except no_literal: return o
+    with warnings.catch_warnings(action='ignore'):  # what is odd in it
+        try:
+            val = ast.literal_eval(o)
+            return o if isinstance(val, dict) and len(val)<len(ast.parse(o.lstrip(), mode='eval').body.keys) else val  # no name twice
+        except no_literal: pass
+        try:
+            call = ast.parse(f'dict({o})', mode='eval').body
+            names = {k.arg for k in call.keywords}
+            if call.args or None in names or len(names)<len(call.keywords): return o
+            return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        except no_literal: return o
 
 # %% ../nbs/18_recipes.ipynb #1ff42afb
 def _as_json(o):
@@ -46,6 +47,7 @@ def _as_json(o):
     try: return json.loads(json.dumps(o, allow_nan=False))
     except (TypeError,ValueError): raise ValueError('it should hold only what JSON can: finite numbers, texts, lists and dicts') from None
 
+Named = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]
@@ -88,16 +90,16 @@ class Recipe(Schedule):
     'Everything that decides the outcome of a training, but for the seed and the machine'
     name:str                       # What to call it
     about:str=''                   # One line: what it is and where it comes from
-    data:str='cifar10'             # 'cifar10', 'shapes10', or the path of a folder or archive
+    data:Named='cifar10'           # 'cifar10', 'shapes10', or the path of a folder or archive
     size:Pixels|None=None          # Resize images to this many pixels a side; None: leave them
     test:Part|None=None            # Fraction of every class to keep apart as test set where there is none; None: .2
-    labels:str|None=None           # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
+    labels:Named|None=None          # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
     skip_broken:bool=False         # Go on without the images that cannot be read?
     balance:bool=False             # Draw each class as often as the others, where they are uneven?
     policy:str='assignment'        # Augmentation policy
     model:str='resnet9'            # Net: resnet9, resnet18, dilated_net, speed_net, torchvision/NAME or timm/NAME
     pretrained:bool=False          # Begin with the weights that torchvision or timm has for the net, and normalise as they expect it?
-    start:str|None=None            # Folder of a run: begin with its weights (but for a head of other classes) and its normalisation
+    start:Named|None=None           # Folder of a run: begin with its weights (but for a head of other classes) and its normalisation
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
     bs:Whole=512                   # Images in a batch
     mom:Fraction=.9                # Momentum
@@ -113,7 +115,7 @@ class Recipe(Schedule):
     progressive_resizing:Sizes=()  # Train on smaller images: pairs of a fraction of the training and the side in pixels from there on
     ema:Fraction=0.                # Validate and end with the EMA of the weights, of this decay every 5 steps; 0: without
     tta:bool=False                 # Also measure the accuracy with test-time augmentation (flip, shift)?
-    notes:tuple=()                 # Where the original differs from what it says, one line each
+    notes:tuple[str,...]=()        # Where the original differs from what it says, one line each
 
 # %% ../nbs/18_recipes.ipynb #dd8e1dba
 Positive,NonNegative = (Annotated[float, Field(allow_inf_nan=False, **o)] for o in (dict(gt=0),dict(ge=0)))
@@ -162,20 +164,26 @@ def check_images(self:Recipe,
     with torch.device('meta'):
         for s in [size, *(s for _,s in self.progressive_resizing)]:
             try: out = net(torch.empty(self.bs, 3, s, s))
-            except (RuntimeError,ValueError,AssertionError) as e:
+            except net_errors as e:
                 raise CifarFastError(f'{self.model} cannot train on batches of {self.bs} images of {s}×{s} pixels '
-                                     f'({str(e).splitlines()[0]}): choose larger images (--size) or batches (--bs)') from e
+                                     f'({str(e).partition(chr(10))[0]}): choose larger images (--size) or batches (--bs)') from e
             if getattr(out, 'shape', None)!=(self.bs,n_classes):
                 raise CifarFastError(f'{self.model} gives a {type(out).__name__}, not logits N×classes: choose another, or model_args')
 
 # %% ../nbs/18_recipes.ipynb #ec980d99
+def _has_bool(o): return isinstance(o, bool) or isinstance(o, (list,tuple)) and any(map(_has_bool, o))  # which Python counts as 1 and 0
+
 @patch(cls_method=True)
 def of(cls:Recipe,
     **values # Its values
 )->Recipe:
     'A recipe of these values, such as a file has them; a `CifarFastError` if one of them is no value of a recipe'
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for k in values: choose(k, fields, 'value of a recipe')
+    kinds = {f.name: f.type for f in dataclasses.fields(cls)}
+    for k,v in values.items():
+        kind = choose(k, kinds, 'value of a recipe')
+        if kind in ('Momenta','Sizes'): v = read_literal(v)
+        if kind=='bool': check_value(isinstance(v, (bool,str)), k, v, 'true or false')
+        else: check_value(not _has_bool(v), k, v, 'a value that is neither true nor false')
     try: return cls(**values)
     except ValidationError as e: raise CifarFastError(say_invalid(e)) from None
 
@@ -207,10 +215,15 @@ def changed(self:Recipe,
 )->Recipe:
     'What `replace` gives; a `CifarFastError` if one of the changes has no effect on it'
     r = self.replace(**changes)
-    idle = ['step_epochs','gamma'] if r.schedule=='linear_one_cycle' else ['lr_min','lr_end','peak_epoch']
-    for k in idle + ['nesterov']*(r.opt!='sgd'):
+    cycle = r.schedule=='linear_one_cycle'
+    idle = dict.fromkeys(['step_epochs','gamma'] if cycle else ['lr_min','lr_end','peak_epoch'], r.schedule)
+    if cycle and not r.peak_epoch and r.lr_end is not None: idle['lr_min'] = 'a peak at the start'
+    if cycle and r.peak_epoch==r.epochs: idle['lr_end'] = 'a peak at the end'
+    if r.moms: idle['mom'] = 'moms'
+    if r.opt!='sgd': idle['nesterov'] = r.opt
+    for k,what in idle.items():
         without = self.replace(**{a: b for a,b in changes.items() if a!=k})
-        if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {r.schedule} and {r.opt}: leave it out')
+        if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {what}: leave it out')
     return r
 
 # %% ../nbs/18_recipes.ipynb #636d50c1
@@ -230,8 +243,7 @@ def read_recipe(
 )->Recipe: # What the file does not say is as in `Recipe`; its name is that of the file
     'The recipe in a file; a `CifarFastError` for what is no value of a recipe'
     path = Path(path)/'config.json' if Path(path).is_dir() else Path(path)
-    try: values = tomllib.loads(path.read_text(encoding='utf-8')) if path.suffix=='.toml' else read_json(path)['recipe']
-    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
+    try: values = tomllib.loads(file_text(path)) if path.suffix=='.toml' else read_json(path)['recipe']
     except (ValueError,RecursionError) as e: raise CifarFastError(f'{path} is no TOML file: {e}') from e
     check_value(isinstance(values, dict), f'recipe in {path}', values, 'names and values')
     try:

@@ -39,7 +39,8 @@ def repeat_command(
     base = recipes.get(recipe.name)
     words = ['cifar_fast_train','--recipe',recipe.name if base else str(run.path)]
     for k,v in _changed(run, recipe, base or recipe).items():
-        words += [f'--{k}', repr(v).replace("'", '"') if isinstance(v, (dict,tuple)) else str(v)]
+        text = repr(v) if isinstance(v, (dict,tuple)) else str(v)
+        words += [f'--{k}', text if isinstance(v, str) or '"' in text else text.replace("'", '"')]  # so that a shell needs few
     flags = [f'--{k}' for k in ('compile','graph','deterministic') if c.get(k)]
     return shlex.join([*words, '--pipeline', c['pipeline'], *flags, '--precision', c['precision']])
 
@@ -184,6 +185,8 @@ def _corrupted(run):
     if not (run/'corrupted.csv').exists(): return [],{}
     clean,*rows = run.read_table('corrupted.csv')
     kinds = {k: [r[k] for r in rows] for k in clean if k!='strength'}
+    whole = kinds and rows and all(v is not None and 0<=v<=(1 if k!='strength' else 100) for r in (clean,*rows) for k,v in r.items())
+    if not whole: raise CifarFastError(f'{run/"corrupted.csv"} is damaged: it should hold strengths, and accuracies from 0 to 1')
     cells = [[k, *[f'{v:.1%}' for v in o]] for k,o in kinds.items()] + [['mean', *[f'{np.mean(o):.1%}' for o in zip(*kinds.values())]]]
     return [('accuracy on corrupted copies, mean', f'{np.mean([*kinds.values()]):.2%}')], {'Corrupted copies': [
         _table(cells, ['damage', *[f"strength {r['strength']:.0f}" for r in rows]], numbers=range(1, len(rows)+1)),

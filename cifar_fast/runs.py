@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from fastai import torch_core
 from fastai.basics import *
 from fastai.callback.tracker import SaveModelCallback
-from pydantic import Field,FiniteFloat,NonNegativeFloat,NonNegativeInt,PositiveInt,TypeAdapter,ValidationError
+from pydantic import Field,FiniteFloat,PositiveInt,TypeAdapter,ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
@@ -152,7 +152,7 @@ def hold(
         being_written.add(path/_lock)
         with f:
             f.truncate(0)
-            print(f'process {os.getpid()} on {platform.node()}', end='', file=f, flush=True)
+            with suppress(OSError): os.write(f.fileno(), f'process {os.getpid()} on {platform.node()}'.encode())  # it is full: unnamed
             for o in left_over(path): o.unlink()
             try: yield
             finally:
@@ -177,6 +177,8 @@ def left_alone(
 
 # %% ../nbs/11_runs.ipynb #daf33fb9
 _Accuracy = Annotated[float,Field(ge=0, le=1)]
+_Seconds = Annotated[float,Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float,Field(gt=0, allow_inf_nan=False)]
 
 class RunData(TypedDict, total=False):
     'What config.json says about the data'
@@ -185,19 +187,19 @@ class RunData(TypedDict, total=False):
     train:PositiveInt
     test:PositiveInt
     classes:Annotated[list[str],Field(min_length=1)]
-    size:PositiveInt
+    size:Annotated[int,Field(gt=0, le=10_000)]
     mean:Annotated[list[FiniteFloat],Field(min_length=3, max_length=3)]
-    std:Annotated[list[NonNegativeFloat],Field(min_length=3, max_length=3)]
+    std:Annotated[list[_Positive],Field(min_length=3, max_length=3)]
 
 # %% ../nbs/11_runs.ipynb #4166ca91
 class RunConfig(TypedDict, total=False):
     'What config.json says'
-    recipe:dict
+    recipe:TypedDict('Followed', dict(name=str, epochs=PositiveInt), total=False)  # the rest is for a `Recipe` to check
     data:RunData
-    seed:NonNegativeInt
+    seed:Annotated[int,Field(ge=0, lt=2**32)]
     precision:Literal['fp32','bf16']
     pipeline:Literal['device','item']
-    num_workers:NonNegativeInt
+    num_workers:Annotated[int,Field(ge=0, le=256)]
     valid_pct:Annotated[float,Field(ge=0, lt=1)]
     patience:PositiveInt|None
     log:str|None
@@ -220,11 +222,14 @@ class RunResults(TypedDict, total=False):
     best_epoch:PositiveInt
     best_test_accuracy:_Accuracy
     epochs:PositiveInt
-    train_seconds:NonNegativeFloat
-    warmup_seconds:NonNegativeFloat
-    valid_seconds:NonNegativeFloat
-    tta_seconds:NonNegativeFloat
-    images_per_second:NonNegativeFloat
+    train_seconds:_Seconds
+    warmup_seconds:_Seconds
+    valid_seconds:_Seconds
+    tta_seconds:_Seconds
+    images_per_second:_Seconds
+    temperature:_Positive
+    ece:_Accuracy
+    ece_scaled:_Accuracy
     cam_localization:list[TypedDict('Localization', dict(who=str, energy_on_object=float, pointing=float), total=False)]
 
 # %% ../nbs/11_runs.ipynb #740182ee
@@ -280,12 +285,12 @@ def read_table(self:Run,
     'Read what `write_table` wrote; a `CifarFastError` if it is not there or is damaged'
     path,rows,needed = self/name,[],('epoch','lr') if name in ('history.csv','steps.csv') else ()
     try:
-        lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+        lines = file_text(path).splitlines(keepends=True)
         for line in csv.DictReader(lines, strict=True):
-            rows.append(FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path))
-            if not all(math.isfinite(rows[-1][k]) for k in needed): raise ValueError('not finite')
+            row = FileValues({k: None if v=='' else float(v) for k,v in line.items()}, path=path)
+            if any(v!=v for v in row.values()) or not all(math.isfinite(row[k]) for k in needed): raise ValueError('not finite')
+            rows.append(row)
         if lines and not lines[-1].endswith('\n'): raise ValueError('its end is missing')
-    except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror}') from e
     except (ValueError,TypeError,csv.Error) as e: raise CifarFastError(f'{path} is damaged: line {len(rows)+2}, {e}') from e
     if not rows: raise CifarFastError(f'{path} is damaged: it has no rows')
     return rows
@@ -459,12 +464,18 @@ def write_tables(self:Checkpoint):
     self.folder.write_table('steps.csv', self.history.steps)
 
 # %% ../nbs/11_runs.ipynb #8641a0e5
+_row = dict.fromkeys('epoch lr train_loss train_accuracy valid_loss valid_accuracy train_s valid_s'.split(), float)
+_step = dict(epoch=float, lr=float, mom=float|None, loss=float)
+_saved_rows = TypeAdapter(TypedDict('Saved', dict(epochs=list[TypedDict('Row', _row)], steps=list[TypedDict('Step', _step)])))
+
 def _read_checkpoint(path):
     'What `Checkpoint` wrote, if it is all there'
     with zipfile.ZipFile(path) as z: bad = z.testzip()
     if bad: raise ValueError(f'{bad} does not have the checksum that it had')
     c = torch.load(path, map_location='cpu', weights_only=True)
-    if c['epoch']!=len(c['epochs']): raise ValueError(f"{len(c['epochs'])} rows after {c['epoch']} epochs")
+    _saved_rows.validate_python(c, strict=True)
+    n,steps = len(c['epochs']),len(c['steps'])
+    if c['epoch']!=n or bool(n)!=bool(steps) or n and steps%n: raise ValueError(f"{n} rows and {steps} steps after {c['epoch']} epochs")
     c['random']['torch_cuda_state'] = c['random']['torch_cuda_state'][:torch.cuda.device_count()]
     c['random'].update(torch_deterministic=torch.backends.cudnn.deterministic, torch_benchmark=torch.backends.cudnn.benchmark)  # as here
     set_random_states(**c['random'])
@@ -492,6 +503,6 @@ def restore(self:Checkpoint)->int: # Epochs done; 0 if there is no checkpoint ye
     except (CifarFastError,MemoryError,torch.OutOfMemoryError): raise
     except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror or e}') from e
     except Exception as e:
-        why = f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
+        why = say_invalid(e) if isinstance(e, ValidationError) else f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
         raise CifarFastError(f'{path} is damaged ({why}): start anew with another --out') from e
     return c['epoch']

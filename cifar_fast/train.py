@@ -57,11 +57,13 @@ def whiten_model(
         whiten_(model.whiten, image_batch(dls, [x for x,_ in items[::max(1, len(items)//5000)]]))
 
 # %% ../nbs/19_train.ipynb #43bb871b
+def _run_stats(run): return tuple(run.config['data'][k] for k in ('mean','std'))
+
 def start_stats(
     recipe:Recipe # What is to be trained
 )->tuple: # Mean and standard deviation of each channel, 0…1; None: those of the training images
     'The normalisation that the weights which `recipe` begins with were learned with'
-    if recipe.start: return tuple(Run(recipe.start).config['data'][k] for k in ('mean','std'))
+    if recipe.start: return _run_stats(Run(recipe.start))
     return weight_stats(recipe.model) if recipe.pretrained else None
 
 # %% ../nbs/19_train.ipynb #026659e0
@@ -226,9 +228,10 @@ def run_learner(
     device:str|torch.device=None # Where it is to be; None: fastai's default device
 )->Learner:
     'The learner of `run`'
-    recipe,how = run_recipe(run),{k: run.config.get(k) if k=='patience' else run.config[k] for k in train_args()}
+    recipe,c = run_recipe(run),run.config
+    how = {k: c.get(k) if v is None else c[k] for k,v in train_args().items()}
     weights = not trained and not (run/'checkpoint.pt').exists()
-    stats = tuple(run.config['data'][k] for k in ('mean','std')) if recipe.start else None  # the run that it began from may be gone
+    stats = _run_stats(run) if recipe.start else None  # the run that it began from may be gone
     learn = recipe_learner(recipe, images or run_images(run), device=device, weights=weights, stats=stats, **how)
     if trained: load_weights(learn.model, run/'model.safetensors')
     return learn
@@ -328,8 +331,7 @@ def batch_that_fits(
     'Say it in a line where a batch does not fit into the memory'
     try: yield
     except (RuntimeError,MemoryError) as e:
-        full = "can't allocate memory",'out of memory','ALLOC_FAILED'  # the last where cuDNN or cuBLAS is the one that wants some
-        if not isinstance(e, MemoryError) and not any(o in str(e) for o in full): raise
+        if not no_memory(e): raise
         raise CifarFastError(f'a batch of {bs} images does not fit into the memory of {device}: try half, --bs {max(1, bs//2)}') from e
 
 # %% ../nbs/19_train.ipynb #75b3d2ae
@@ -412,7 +414,7 @@ def train_recipe(
             lost = isinstance(e, LostProcess) or not is_first()
             if not lost and not (run/'checkpoint.pt').exists():
                 if log: shutil.rmtree(run/log, ignore_errors=True)  # what was told of it
-                (run/'config.json').unlink()
+                for o in ('config.json','best.safetensors'): (run/o).unlink(missing_ok=True)
             raise
 
 # %% ../nbs/19_train.ipynb #040cdee3
@@ -461,6 +463,11 @@ def check_same(
     if other: raise CifarFastError(f'{run.path} holds a run with another {" and ".join(other)}: choose another folder with --out')
 
 # %% ../nbs/19_train.ipynb #1f3a9620
+def _told_of(name, f):
+    'What `f` gives; what goes wrong in it is told of `name`'
+    try: return f()
+    except CifarFastError as e: raise CifarFastError(f'{name}: {e}') from e
+
 def _seed_runs(recipe, out, n, quiet, device, log, how):
     'For each seed a function that gives its results; a `CifarFastError` if that cannot be trained, or `out` holds something else'
     if (out/'config.json').exists(): raise CifarFastError(f'{out} is a run itself: choose another folder with --out')
@@ -474,7 +481,7 @@ def _seed_runs(recipe, out, n, quiet, device, log, how):
         check_same(run := Run(path), recipe, dict(same, seed=i), images)
         if run_recipe(run)!=recipe: run = move_run(run, recipe.data, recipe.labels)
         return partial(run_results, run) if run.finished else partial(resume_run, path, quiet, device)
-    runs = [todo(i) for i in range(n)]
+    runs = [partial(_told_of, f'seed{i}', todo(i)) for i in range(n)]
     if not out.exists(): recipe_learner(recipe, images, device=device, **how)
     return runs
 

@@ -1,5 +1,5 @@
 "What a person can mend gets one line that says how, and exit code 2; nothing that was there is touched"
-import errno,json,shlex,shutil,sys
+import errno,json,math,shlex,shutil,sys
 from pathlib import Path
 import pytest,torch
 from fastai.basics import Learner
@@ -25,7 +25,9 @@ def answers(folder, run_script, tmp_path_factory):
     few = ['--data',folder,'--policy','none','--quiet','--no_report']
     base = [*few,'--epochs',1,'--bs',16,'--model_args','width=4','--out']
     calls = dict(
-        recipe=['--recipe','assignmet'], model=['--model','resnet8'], policy=['--policy','assignmnt'],
+        recipe=['--recipe','assignmet'], literal=[*few,'--moms','(.9if 1else 2)'],
+        talks=[*few,'--model','torchvision/googlenet','--bs',16],
+        model=['--model','resnet8'], policy=['--policy','assignmnt'],
         precision=[*base,d/'p','--precision','bf61'],
         no_folder=['--data',d/'nowhere'], empty=['--data',d/'empty'], no_images=['--data',d/'none'],
         bs=[*few,'--out',d/'bs','--bs',500], bs_zero=['--bs',0], epochs=['--epochs',0], peak=['--epochs',3,'--peak_epoch',5],
@@ -42,7 +44,9 @@ def answers(folder, run_script, tmp_path_factory):
     return d,dict(zip(calls, run_script(*calls.values())))
 
 @pytest.mark.parametrize('name,message', dict(
-    recipe="did you mean 'assignment'", model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
+    recipe="did you mean 'assignment'", literal='moms is',
+    talks='gives a GoogLeNetOutputs',
+    model="or 'resnet9'", policy="did you mean 'assignment'?", precision="did you mean 'bf16'?",
     no_folder='nowhere', empty='empty', no_images='none', bs='72', bs_zero='bs is', epochs='epochs is', peak='peak',
     lr_negative='learning rate', lr_zero='learning rate', lr_nan='lr is nan', smoothing='label_smoothing is', valid='1.5',
     model_args='a valid dictionary', model_arg='wide', kept='not empty', other='another run', file='is a file',
@@ -109,6 +113,15 @@ def test_full_disk(begun, monkeypatch):
     with pytest.raises(CifarFastError, match='checkpoint.pt: No space left on device'): resume_run(begun, quiet=True)
     assert (begun/'checkpoint.pt').read_bytes()==before and not list(begun.glob('.*'))
 
+def test_full_disk_in_the_first_epoch(folder, tmp_path, monkeypatch):
+    "The weights of the best epoch were written, the checkpoint was not: the folder is free again"
+    r = get_recipe('demo').replace(data=str(folder), epochs=1, bs=16, policy='none', model_args=dict(width=4))
+    with monkeypatch.context() as m:
+        def full(self, *args): raise OSError(errno.ENOSPC, 'No space left on device')
+        m.setattr(torch, 'save', full)
+        with pytest.raises(OSError): train_recipe(r, tmp_path/'run', quiet=True, valid_pct=.25)
+    assert not (tmp_path/'run').exists()
+
 def test_it_did_not_begin(folder, tmp_path):
     "A training that fails in its first epoch does not block its folder, nor leave one"
     r = get_recipe('demo').replace(data=str(folder), epochs=1, bs=16, policy='none', model_args=dict(width=4), lr=1e30)
@@ -139,13 +152,15 @@ mixup -1 | mixup inf | mixup 1e-50 | cutmix 1e-9 | cutmix nan | cutmix much | pa
 progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe | seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1
 seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1 | num_workers 2 | num_workers 100000 | valid_pct 1
 valid_pct -.1 | valid_pct nan | valid_pct .001 | device gpu | device cuda:99 | device '' | device meta | device 9{400}
+moms (0x1{5000},.8,.9) | start '' | labels '' | out '' | model_args ''
 recipe nothing | recipe '' | data x{5000} | out x{5000} | out /dev/null/run | resume x{5000} | resume '' | lerning_rate 3 | list yes"""
 bad_values = [' '.join(o.split()) for line in bad_values.split('\n') for o in line.split('|') if o.strip()]
 
 @pytest.mark.parametrize('bad', bad_values + ['lr .1 --lr .2', 'seed 1 --seeds 2', 'list --lr 3', 'graph --device cpu',
     'opt muon --opt_args momentum=.1', 'opt muon --nesterov False', 'opt muon --opt_args bias_lr=-1', 'schedule step_decay --lr_min .1',
     'schedule step_decay --gamma -1', 'model dilated_net --size 8', 'bs 1 --size 8', 'model resnet18 --model_args width=4',
-    'tta true --size 1 --model resnet18 --model_args {}'])
+    'tta true --size 1 --model resnet18 --model_args {}',
+    'mom .5 --moms (.9,.8,.9)', 'lr_min .01 --peak_epoch 0 --lr_end 0', 'lr_end .01 --peak_epoch 1'])
 def test_value(call, folder, tmp_path, monkeypatch, bad):
     "Whatever a value is: one line, exit code 2, and nothing is written"
     import re
@@ -161,8 +176,9 @@ def test_value(call, folder, tmp_path, monkeypatch, bad):
 
 @pytest.mark.parametrize('script,bad', [o.split(' ', 1) for o in (
     'lr_find --start 0', 'lr_find --start nan', 'lr_find --end .00001', 'lr_find --steps 3', 'lr_find --steps many',
-    'lr_find --steps 9999999999', 'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu',
-    'bench --recipe x',
+    'lr_find --steps 9999999999', 'lr_find --epochs 5', 'lr_find --lr .3', 'lr_find --patience 2', 'lr_find --tta',
+    'lr_find --seed -1', 'lr_find --size 7', 'bench --bs 0', 'bench --bs 99999', 'bench --device gpu',
+    'bench --recipe x', 'bench --limit nan', 'bench --limit 0', 'bench --limit inf', 'bench --data x', 'bench --start x',
     'report nowhere', 'compare nowhere', 'explain nowhere x.png', 'export nowhere', 'report ', 'explain x', 'bench --contenders all')])
 def test_value_of_others(call, folder, tmp_path, monkeypatch, script, bad):
     monkeypatch.chdir(tmp_path)
@@ -181,22 +197,27 @@ def whole(folder, tmp_path_factory):
 def edited(name, **values): return lambda b: json.dumps({**json.loads(b), **values}).encode()
 def without(key): return lambda b: json.dumps({k: v for k,v in json.loads(b).items() if k!=key}).encode()
 def data(**values): return lambda b: json.dumps({**(c := json.loads(b)), 'data': {**c['data'], **values}}).encode()
+def recipe(**values): return lambda b: json.dumps({**(c := json.loads(b)), 'recipe': {**c['recipe'], **values}}).encode()
 def flipped(at): return lambda b: b[:int(at*len(b))] + bytes([b[int(at*len(b))]^64]) + b[int(at*len(b))+1:]
 damage = [(f,o) for f in ('config.json','results.json') for o in (
     b'', b'{', b'[]', b'3', b'null', b'\xff\xfe', b'['*50_000, b'{"recipe": {}, "data": [], "test_accuracy": "1"}',
     lambda b: b[:len(b)//2])]
 damage += [('config.json',o) for o in (
     edited('c', recipe=[]), edited('c', recipe={}), edited('c', recipe=dict(name='a', lr='x')), edited('c', data=3),
-    edited('c', seed='one'), edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2),
+    edited('c', seed='one'), edited('c', seed=2**40), edited('c', num_workers=999), data(size=10**6), data(std=[0,1,1]),
+    recipe(epochs='x'), recipe(epochs=None), edited('c', precision='fp64'), edited('c', compile=1), edited('c', valid_pct=2),
     without('recipe'), without('data'), without('seed'),
     without('pipeline'), data(classes='abc'), data(classes=[1,2,3]), data(classes=[]), data(mean=[1]),
     data(std=['a','b','c']), data(size=-1), data(train=None), data(name=[]), data(fingerprint=3))]
 damage += [('results.json',o) for o in (edited('r', test_accuracy=None), edited('r', test_accuracy=7), edited('r', epochs=[2]),
     edited('r', train_seconds='x'), edited('r', test_loss={}), edited('r', cam_localization=3), edited('r', cam_localization=[{}]),
-    without('test_accuracy'))]
+    edited('r', temperature='x'), edited('r', temperature=0), edited('r', ece=[1]), edited('r', ece_scaled=2),
+    edited('r', train_seconds=math.inf), without('test_accuracy'))]
 damage += [(f,o) for f in ('history.csv','steps.csv') for o in (
     b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2].rstrip(), lambda b: b.replace(b'1', b'x'),
     lambda b: b+b'1,2\n', lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
+damage += [('corrupted.csv',o) for o in (b'noise\n.5\n.5\n', b'strength\n0\n1\n', *(b'strength,noise\n0,.5\n'+o for o in (
+    b'', b'1,\n', b'1,7\n', b'inf,.5\n', b',.5\n')))]
 damage += [('model.safetensors',o) for o in (b'', b'half', *map(flipped, (0, .3, .5, .7, .99)), lambda b: b[:-9], lambda b: b+b'0')]
 
 @pytest.mark.parametrize('i', range(len(damage)))
@@ -204,11 +225,11 @@ def test_damaged_file(call, whole, tmp_path, i):
     "A file of a run that is not what was written: one line that names it, from the scripts that read it"
     file,how = damage[i]
     shutil.copytree(whole, run := tmp_path/'run')
-    b = (run/file).read_bytes()
+    b = (run/file).read_bytes() if (run/file).exists() else b''
     (run/file).write_bytes(how if isinstance(how, bytes) else how(b))
-    page = file in ('history.csv','steps.csv','model.safetensors') or b'cam_loc' in (run/file).read_bytes() or b'cam_loc' not in b
+    page = file.endswith(('.csv','.safetensors')) or b'cam_loc' in (run/file).read_bytes() or b'cam_loc' not in b
     scripts = dict(report=['cifar_fast_report',run,'--quiet'])
-    if file!='model.safetensors': scripts['compare'] = ['cifar_fast_compare',run,'--out',tmp_path/'c.html']
+    if file not in ('model.safetensors','corrupted.csv'): scripts['compare'] = ['cifar_fast_compare',run,'--out',tmp_path/'c.html']
     if file in ('config.json','model.safetensors'): scripts['explain'] = ['cifar_fast_explain',run,'x.png','--out',tmp_path/'e']
     answers = {k: call(*o) for k,o in scripts.items()}
     assert all(code in (0,2) for code,_ in answers.values())
@@ -231,6 +252,15 @@ def test_odd_checkpoint(begun, content):
     torch.save(content, begun/'checkpoint.pt')
     with pytest.raises(CifarFastError, match='checkpoint.pt is damaged'): resume_run(begun, quiet=True)
 
+@pytest.mark.parametrize('change', [dict(epochs=[{},{}]), dict(epochs=[3,3]), dict(steps=[]), dict(steps=None), dict(steps=[{}]*8),
+    lambda c: dict(epochs=[{**o,'train_s':None} for o in c['epochs']]), lambda c: dict(steps=[{**o,'lr':'x'} for o in c['steps']]),
+    lambda c: dict(steps=c['steps'][1:])])
+def test_odd_rows_of_a_checkpoint(begun, change):
+    "The rows that it would go on with: lost, or of other kinds"
+    c = torch.load(begun/'checkpoint.pt')
+    torch.save({**c, **(change(c) if callable(change) else change)}, begun/'checkpoint.pt')
+    with pytest.raises(CifarFastError, match='checkpoint.pt is damaged'): resume_run(begun, quiet=True)
+
 def test_no_memory_on_the_card(monkeypatch, call, folder, tmp_path):
     "Another process has it all; or the training wants too much, in whatever words that is said; or what comes after it does"
     monkeypatch.chdir(tmp_path)
@@ -244,6 +274,7 @@ def test_no_memory_on_the_card(monkeypatch, call, folder, tmp_path):
     run('no memory is left on cpu: wait', torch, 'empty', RuntimeError('CUDA error: out of memory\nCompile with'))
     for e in (torch.OutOfMemoryError('CUDA out of memory. Tried'),RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')):
         run('a batch of 16 images does not fit into the memory of cpu: try half, --bs 8', Learner, '_step', e)
+    run('the memory is too small', train, 'get_model', RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto"))
     assert not list(tmp_path.iterdir())
     run('the memory is too small', train.Predictions, 'from_learner', torch.OutOfMemoryError('CUDA out of memory. Tried'))
 

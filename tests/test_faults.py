@@ -66,6 +66,14 @@ def test_lock_of_windows(windows, tmp_path):
     with hold(tmp_path/'new'): pass
     assert not (tmp_path/'new').exists() and len(windows)==2
 
+def test_lock_on_a_full_disk(monkeypatch, tmp_path):
+    "It keeps the folder without saying for whom, and leaves nothing"
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'write', full)
+    with hold(tmp_path/'run'):
+        if runs.fcntl: assert (tmp_path/'run'/'.lock').read_text()==''
+    assert not (tmp_path/'run').exists()
+
 def test_no_lock_at_all(monkeypatch, tmp_path):
     "Where the system has none, a folder is not kept, but all else goes on"
     for o in ('fcntl','msvcrt'): monkeypatch.setattr(runs, o, None)

@@ -1,5 +1,5 @@
 "Every recipe from end to end on a handful of images, every value saved and restored, several seeds"
-import csv,dataclasses,json
+import csv,dataclasses,json,os
 import pytest,torch
 from safetensors.torch import load_file
 from cifar_fast.core import CifarFastError
@@ -154,6 +154,12 @@ def test_sweep(tiny, tmp_path):
     assert (out/'lr=0.1/seed1/model.safetensors').read_bytes()==weights
     assert {o: o.stat().st_mtime_ns for o in begun}==begun
 
+def test_a_failing_run_is_named(tiny, tmp_path, capsys):
+    "Of several seeds, and in a sweep"
+    with pytest.raises(CifarFastError, match='^seed0: the loss became'): train_seeds(tiny.replace(lr=1e30), tmp_path/'s', 2, quiet=True)
+    res = train_sweep(tiny, dict(lr=[1e30,.1]), tmp_path/'w', quiet=True)
+    assert res['lr=1e+30']['failed'].startswith('seed0: the loss became')
+
 def test_sweep_refuses_before_it_trains(tiny, tmp_path):
     "The last combination is wrong, too large for the data, or has a folder that holds something else: the first is not begun"
     kw = dict(precision='fp32', quiet=True)
@@ -202,7 +208,11 @@ def test_recipe_in_a_file(tmp_path):
     ('gama = 0.1', "unknown value of a recipe 'gama': did you mean 'gamma'"), ('lr = ', 'no TOML file'),
     ('lr = "high"', "lr is 'high'"), ('lr = nan', 'lr is nan'), ('model = "resnt9"', "did you mean 'resnet9'"), ('cls = 1', 'cls'),
     ('[recipe]\nlr = 0.1', "'recipe'"), ('epochs = 3\npeak_epoch = 5', 'peak_epoch'), ('a = ' + '['*9999, 'no TOML file'),
-    ('\udcff', 'no TOML file'),
+    ('\udcff', 'no TOML file'), ('lr = true', 'lr is True: choose a value that is neither'), ('tta = 1', 'tta is 1: choose true or false'),
+    ('moms = [0.9, false, 0.9]', 'moms is'), ('moms = "(.9, False, .9)"', 'moms is'), ('progressive_resizing = [[0, true]]', 'neither'),
+    ('notes = [1979-05-27]', 'notes.0 is'), ('notes = [nan]', 'notes.0 is nan'),
+    ('start = ""', "start is ''"), ('labels = ""', "labels is ''"),
+    ('epochs = 0x'+'f'*5000, 'epochs is longer than'), ('[model_args]\nwidth = 0x'+'f'*5000, 'longer than Python writes numbers'),
     ("""model_args = 'width=open("here","w").fileno()'""", 'model_args is')])
 def test_bad_recipe_file(tmp_path, monkeypatch, text, why):
     "One line with the file's name; nothing in it is executed"
@@ -215,6 +225,9 @@ def test_bad_recipe_file(tmp_path, monkeypatch, text, why):
 def test_no_recipe_file(tmp_path):
     for name,why in ((tmp_path/'none.toml','cannot read'), (tmp_path,'config.json'), ('demmo',"did you mean 'demo'")):
         with pytest.raises(CifarFastError, match=why): get_recipe(name)
+    if hasattr(os, 'mkfifo'):
+        os.mkfifo(tmp_path/'pipe.toml')
+        with pytest.raises(CifarFastError, match='not a plain file'): get_recipe(tmp_path/'pipe.toml')
     (tmp_path/'config.json').write_text('{"recipe": [1]}')
     with pytest.raises(CifarFastError, match='names and values'): get_recipe(tmp_path)
 
