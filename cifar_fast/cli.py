@@ -133,8 +133,12 @@ def print_table(
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
 # %% ../nbs/24_cli.ipynb #68700f8f
-def list_recipes():
+def list_recipes(
+    **given # What was asked for besides; there should be nothing
+):
     'Print the recipes, two lines each'
+    if other := [k for k,v in given.items() if v is not None]:
+        raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     for r in recipes.values():
         print(f'{r.name:<14}{r.data}, {r.model}, {r.epochs} epochs, batch {r.bs}, {r.schedule} {r.lr:g}\n{"":<14}{r.about}')
 
@@ -264,9 +268,7 @@ def cifar_fast_train(
 ):
     'Train a small-image classifier and leave a run folder with a report'
     given = dict(values, recipe=recipe, out=out, seeds=seeds, sweep=sweep, log=log)
-    if list and (other := [k for k,v in dict(given, resume=resume).items() if v is not None]):
-        raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
-    if list: return list_recipes()
+    if list: return list_recipes(**given, resume=resume)
     if resume is not None: return continue_run(resume, given, quiet, report)
     if n_processes()>1 and (sweep,seeds)!=(None,None):
         raise CifarFastError('several processes train one run: leave out --seeds and --sweep, or start one process')

@@ -69,6 +69,7 @@ def need_gradio():
     import gradio
     return gradio
 
+# %% ../nbs/22a_demo.ipynb #5697981b
 _plain = partial(harmless, where='markdown')
 
 # %% ../nbs/22a_demo.ipynb #727b196d

@@ -94,6 +94,7 @@ _licences = '''apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail
     eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl osl-3.0 postgresql
     ofl-1.1 ncsa unlicense zlib pddl unknown'''.split()  # by which the hub knows them; what is none of these it lists as other
 
+# %% ../nbs/22_export.ipynb #54ff626b
 def card_metadata(
     run:Run,          # A finished run
     licence:str=None, # Of the weights; None: unknown
@@ -123,6 +124,7 @@ pixels = torch.tensor(read_image('picture.png', data['size'])).permute(2,0,1)[No
 with torch.no_grad(): probs = net(pixels).softmax(1)[0]
 print(data['classes'][probs.argmax()], f'{probs.max():.1%}')'''
 
+# %% ../nbs/22_export.ipynb #850b50df
 _load_onnx = '''import json
 import numpy as np, onnxruntime
 from PIL import Image
@@ -136,6 +138,7 @@ logits = session.run(None, {'pixels': pixels})[0][0]
 probs = np.exp(logits-logits.max())/np.exp(logits-logits.max()).sum()
 print(classes[probs.argmax()], f'{probs.max():.1%}')'''
 
+# %% ../nbs/22_export.ipynb #fa6f1de2
 _md = partial(harmless, where='markdown')
 
 # %% ../nbs/22_export.ipynb #dc2c97f6
@@ -150,6 +153,7 @@ def _training(run, r):
         words.append(f'To train the same again, on the same data:\n\n```sh\n{command}\n```')
     return '\n\n'.join(words)
 
+# %% ../nbs/22_export.ipynb #2d7f9e91
 _fill = '**To be filled in.** Whoever trained them says so here, and in `license` at the head of this file.'
 
 def _licence(licence, r):
@@ -163,6 +167,7 @@ _limits = '''For pictures like those it was trained on: one object of one of the
 any picture, one without such an object too, and may be sure of it. The accuracy above was measured on the test images of the same data, and
 on nothing else: measure on your own with `cifar_fast_evaluate . FOLDER` before you rely on it.'''.replace('\n', ' ')
 
+# %% ../nbs/22_export.ipynb #58570bca
 def card_sections(
     run:Run,          # A finished run
     licence:str=None, # Of the weights; None: to be filled in

@@ -380,6 +380,18 @@ def ready(self:Recipe,
         r = r.replace(bs=n)
     return r,how,images
 
+# %% ../nbs/19_train.ipynb #8d40362a
+@patch
+@contextmanager
+def or_taken_back(self:Run):
+    'A run that an error ends in here, before its first checkpoint, holds nothing that anybody wants back: its folder is free again'
+    try: yield
+    except Exception as e:
+        if is_first() and not isinstance(e, LostProcess) and not (self/'checkpoint.pt').exists():
+            if log := self.config.get('log'): shutil.rmtree(self/log, ignore_errors=True)  # what was told of it
+            (self/'config.json').unlink()
+        raise
+
 # %% ../nbs/19_train.ipynb #0782d0ca
 @delegates(recipe_learner, but=['weights','stats'])
 def train_recipe(
@@ -407,13 +419,7 @@ def train_recipe(
                 told = dict(log=log, log_id=uuid.uuid4().hex[:8]) if log else {}
                 Run.create(out, run_config(recipe, dict(how, **told), images, learn.dls))
         run = Run(out)
-        try: return learn.train_run(run, images, quiet)
-        except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
-            lost = isinstance(e, LostProcess) or not is_first()
-            if not lost and not (run/'checkpoint.pt').exists():
-                if log: shutil.rmtree(run/log, ignore_errors=True)  # what was told of it
-                (run/'config.json').unlink()
-            raise
+        with run.or_taken_back(): return learn.train_run(run, images, quiet)
 
 # %% ../nbs/19_train.ipynb #040cdee3
 def resume_run(
