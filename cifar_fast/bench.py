@@ -4,7 +4,7 @@
 
 # %% ../nbs/23_bench.ipynb #e3aa0c10
 from __future__ import annotations
-import dataclasses,json,math,os,platform,re,signal,statistics,sys,threading,time
+import dataclasses,math,os,platform,re,signal,statistics,sys,threading,time
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -537,10 +537,10 @@ def bench(
     res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(r), precision=precision,
                size=r.size or 32, workers=workers, flops=_mean_of_sizes(r, partial(training_flops, net)),
                bytes=_mean_of_sizes(r, partial(activation_bytes, net, itemsize=itemsize)), contenders=[])
-    with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
+    write_json(out/'bench.json', res)  # before anything is measured: can it be written?
     _measure(res, dict(recipe=r, n=n, n_test=n_test, device=device, precision=precision, workers=workers), dict.fromkeys(names), limit)
-    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': (page := bench_page(_tables(res), _notes(res)))}.items():
-        with atomic_write(out/name) as tmp: tmp.write_text(text)
+    write_json(out/'bench.json', res)
+    with atomic_write(out/'bench.md') as tmp: tmp.write_text(page := bench_page(_tables(res), _notes(res)))
     with atomic_write(out/'bench.png') as tmp: plot_bench(res).figure.savefig(tmp, format='png', dpi=110)
     plt.close()
     print('\n' + page)

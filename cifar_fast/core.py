@@ -16,7 +16,7 @@ from fastai.torch_core import default_device
 # %% auto #0
 __all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'check_versions', 'harmless', 'CifarFastError', 'choose',
            'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'left_over', 'atomic_write', 'FileValues',
-           'read_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
+           'read_json', 'write_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
 def check_versions(
@@ -171,6 +171,14 @@ def read_json(
     except (ValueError,RecursionError) as e: raise CifarFastError(f'{path} is damaged: {e}') from e
     if not isinstance(res, dict): raise CifarFastError(f'{path} is damaged: it holds a {type(res).__name__}, not names and values')
     return res
+
+# %% ../nbs/00_core.ipynb #0ffdd60f
+def write_json(
+    path:str|Path, # A file
+    values:dict    # What it shall hold
+):
+    'Write names and values, for `read_json`'
+    with atomic_write(path) as tmp: tmp.write_text(json.dumps(values, indent=1))
 
 # %% ../nbs/00_core.ipynb #60261b0f
 def has_bf16(

@@ -213,7 +213,7 @@ def write_card(
     parts = [f'## {k}\n\n{v}' for k,v in card_sections(run, licence, best, onnx).items()]
     text = '\n\n'.join([f'---\n{meta}---', f'# {names[0]} on {names[1]}', 'An image classifier, trained by cifar_fast.', *parts])
     with atomic_write(out/'README.md') as tmp: tmp.write_text(text+'\n', 'utf-8', 'backslashreplace')
-    with atomic_write(out/'config.json') as tmp: tmp.write_text(json.dumps(card_config(run), indent=1), 'utf-8')
+    write_json(out/'config.json', card_config(run))
     return {'README.md': f'the model card, licence {licence}' if licence else said, 'config.json': 'the net, and how it was trained'}
 
 # %% ../nbs/22_export.ipynb #751c30c2

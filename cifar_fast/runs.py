@@ -253,7 +253,7 @@ class Run:
     )->Run:
         'Begin a new run at `path`'
         path = check_free(path)
-        with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1))
+        write_json(path/'config.json', config)
         return cls(path)
 
     def __truediv__(self, name): return self.path/name

@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
-import dataclasses,inspect,itertools,json,platform,re,shutil,time,uuid
+import dataclasses,inspect,itertools,platform,re,shutil,time,uuid
 from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
@@ -311,7 +311,7 @@ def finish_run(self:Learner,
         t = Predictions.from_learner(self, 1).temperature()
         more.update(temperature=t, ece=preds.calibration()[1], ece_scaled=preds.scaled(t).calibration()[1])
     results = dict(self.final_results(run, preds), **more)  # last, as it may put the best weights in the place of the last
-    with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
+    write_json(run/'results.json', results)
     return results
 
 # %% ../nbs/19_train.ipynb #466c85fb
@@ -449,8 +449,7 @@ def move_run(
     'Tell `run` where its data are now; a `CifarFastError` if what lies there is something else'
     recipe = run_recipe(run).replace(data=data and str(data), labels=labels and str(labels)).located()
     run_images(run, recipe)
-    with hold(run.path), atomic_write(run/'config.json') as tmp:
-        tmp.write_text(json.dumps(dict(run.config, recipe=dataclasses.asdict(recipe)), indent=1))
+    with hold(run.path): write_json(run/'config.json', dict(run.config, recipe=dataclasses.asdict(recipe)))
     return Run(run.path)
 
 # %% ../nbs/19_train.ipynb #2dd162e9
