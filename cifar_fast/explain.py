@@ -18,7 +18,7 @@ from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv', 'explained', 'explain']
+__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'explained', 'explain']
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
@@ -100,15 +100,6 @@ def _row(path, name, probs, classes, k, shown, empty):
     top = np.argsort(-probs, kind='stable')[:k]
     best = {key: v for i,c in enumerate(top, 1) for key,v in ((f'class_{i}',classes[c]),(f'prob_{i}',float(probs[c])))}
     return dict(image=str(path), picture=name, **best, explained=classes[shown], evidence=not empty)
-
-# %% ../nbs/21_explain.ipynb #693f15c6
-def write_csv(
-    path:str|Path, # Where to
-    rows:list      # One dict a row
-):
-    'Write a table in which no name is taken for a formula'
-    texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
-    with atomic_write(path) as tmp: texts.to_csv(tmp, index=False)
 
 # %% ../nbs/21_explain.ipynb #ff634def
 def explained(

@@ -192,7 +192,7 @@ def save_range_test(
     fig = test.plot()[0].figure
     with atomic_write(out/'range.png') as tmp: fig.savefig(tmp, format='png', dpi=110)
     plt.close(fig)
-    with atomic_write(out/'range.csv') as tmp: pd.DataFrame(test.rows()).to_csv(tmp, index=False)
+    write_csv(out/'range.csv', test.rows())
     found = dict(suggestions=test.suggestions, best_region=test.region, linear=test.linear, diverged=test.diverged)
     write_json(out/'suggestions.json', found)
     return out

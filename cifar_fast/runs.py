@@ -25,8 +25,8 @@ except ImportError: msvcrt = None  # all others
 
 # %% auto #0
 __all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'left_alone',
-           'RunData', 'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs',
-           'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
+           'RunData', 'RunConfig', 'RunResults', 'Run', 'write_csv', 'run_results', 'result_rows', 'experiment',
+           'find_runs', 'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
 def _checksum(tensors):
@@ -263,6 +263,15 @@ class Run:
         'Has the run come to its end?'
         return (self/'results.json').exists()
 
+# %% ../nbs/11_runs.ipynb #a7f40f17
+def write_csv(
+    path:str|Path, # Where to
+    rows:list      # One dict a row
+):
+    'Write a table in which no name is taken for a formula'
+    texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
+    with atomic_write(path) as tmp: texts.to_csv(tmp, index=False, lineterminator='\n')
+
 # %% ../nbs/11_runs.ipynb #f9a3e956
 @patch
 def write_table(self:Run,
@@ -270,7 +279,7 @@ def write_table(self:Run,
     rows:list  # One dict a row, all with the same keys
 ):
     'Write `rows` as CSV'
-    with atomic_write(self/name) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, lineterminator='\n')
+    write_csv(self/name, rows)
 
 # %% ../nbs/11_runs.ipynb #351028a1
 @patch
