@@ -541,7 +541,6 @@ def bench(
     _measure(res, dict(recipe=r, n=n, n_test=n_test, device=device, precision=precision, workers=workers), dict.fromkeys(names), limit)
     write_json(out/'bench.json', res)
     with atomic_write(out/'bench.md') as tmp: tmp.write_text(page := bench_page(_tables(res), _notes(res)))
-    with atomic_write(out/'bench.png') as tmp: plot_bench(res).figure.savefig(tmp, format='png', dpi=110)
-    plt.close()
+    save_figure(out/'bench.png', plot_bench(res))
     print('\n' + page)
     return res

@@ -143,9 +143,7 @@ def explain(
     for i,(f,img,cam,probs,shown,empty) in enumerate(explained(net, files, data['size'], layer, target, bs), 1):
         stem = re.sub(r'[^\w .-]', '_', f.stem)[:40]  # what every file system takes
         name = f'{i:0{len(str(len(files)))}}-{stem}.png'
-        fig = plot_explained(img, cam, probs, vocab, shown, k, f.name)[0].figure
-        with atomic_write(out/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
-        plt.close(fig)
+        save_figure(out/name, plot_explained(img, cam, probs, vocab, shown, k, f.name))
         rows.append(_row(f, name, probs, vocab, k, shown, empty))
     write_csv(out/'explained.csv', rows)
     return rows

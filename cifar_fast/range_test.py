@@ -189,9 +189,7 @@ def save_range_test(
 )->Path: # The folder
     'Write the picture range.png, the table range.csv and suggestions.json'
     out = check_free(out)
-    fig = test.plot()[0].figure
-    with atomic_write(out/'range.png') as tmp: fig.savefig(tmp, format='png', dpi=110)
-    plt.close(fig)
+    save_figure(out/'range.png', test.plot())
     write_csv(out/'range.csv', test.rows())
     found = dict(suggestions=test.suggestions, best_region=test.region, linear=test.linear, diverged=test.diverged)
     write_json(out/'suggestions.json', found)

@@ -25,8 +25,9 @@ except ImportError: msvcrt = None  # all others
 
 # %% auto #0
 __all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'left_alone',
-           'RunData', 'RunConfig', 'RunResults', 'Run', 'write_csv', 'run_results', 'result_rows', 'experiment',
-           'find_runs', 'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
+           'RunData', 'RunConfig', 'RunResults', 'Run', 'write_csv', 'save_figure', 'run_results', 'result_rows',
+           'experiment', 'find_runs', 'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states',
+           'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
 def _checksum(tensors):
@@ -271,6 +272,16 @@ def write_csv(
     'Write a table in which no name is taken for a formula'
     texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
     with atomic_write(path) as tmp: texts.to_csv(tmp, index=False, lineterminator='\n')
+
+# %% ../nbs/11_runs.ipynb #7c5893a6
+def save_figure(
+    path:str|Path, # Where to; ends in .png
+    axs            # What a plotting function gave: axes, or a list of them
+):
+    'Write a figure, and close it'
+    fig = L(axs)[0].figure
+    with atomic_write(path) as tmp: fig.savefig(tmp, format='png', dpi=110)
+    plt.close(fig)
 
 # %% ../nbs/11_runs.ipynb #f9a3e956
 @patch

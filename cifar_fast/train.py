@@ -279,13 +279,10 @@ def save_figures(self:Learner,
     run:Run # Where to
 ):
     'Curves, schedule and a batch, as the run folder has them'
-    def save(fig, name):
-        with atomic_write(run/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
-        plt.close(fig)
-    save(plot_curves(self.checkpoint.table())[0].figure, 'curves.png')
-    save(plot_schedule(self.history.steps).figure, 'schedule.png')
+    save_figure(run/'curves.png', plot_curves(self.checkpoint.table()))
+    save_figure(run/'schedule.png', plot_schedule(self.history.steps))
     self.dls.train.show_batch(max_n=16, figsize=(8,8))
-    save(plt.gcf(), 'batch.png')
+    save_figure(run/'batch.png', plt.gcf().axes)
 
 # %% ../nbs/19_train.ipynb #1e56538b
 @patch
