@@ -25,7 +25,7 @@ class NetOnShow:
     def __init__(self,
         run:Run|str|Path # A finished run, or its folder
     ):
-        self.run = run if isinstance(run, Run) else Run(run)
+        self.run = Run(run)
         self.data,model = run_data(self.run),run_model(self.run)
         self.net,self.size = PixelNet(model, self.data['mean'], self.data['std']).to(default_device()).eval(),self.data['size']
         self.layers = cam_layers(model, torch.zeros(1,3,self.size,self.size), 99)

@@ -130,7 +130,7 @@ def explain(
     bs:int=16             # Images at once
 )->list: # One dict an image: file, picture, most probable classes, the class that was explained, was there evidence for it?
     'Show what a run makes of images, and where it saw it: one picture for each, and a table'
-    if not isinstance(run, Run): run = Run(run)
+    run = Run(run)
     data,model,rows = run_data(run),run_model(run),[]
     vocab,net = data['classes'],PixelNet(model, data['mean'], data['std']).to(default_device())
     if k is None: k = min(3, len(vocab))

@@ -227,7 +227,7 @@ def export_run(
     licence:str=None    # Of the weights, for the card, such as 'apache-2.0'; None: the card says where to fill it in
 )->dict: # Name of each file → what it is
     'Write the weights of `run` as model.safetensors, its net as model.onnx, its learner as learner.pkl, and a card about it'
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run(run)
     _can_export(run, onnx, learner, best, card, licence)
     weights = 'best' if best else 'model'
     data,about,model,out,files = run_data(run),run.about(best),run_model(run, weights),check_free(out),{}

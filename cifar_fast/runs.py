@@ -240,7 +240,7 @@ def _checked(path, kind):
 class Run:
     'A folder that holds one training run'
     def __init__(self,
-        path:str|Path # The folder of an existing run; see `Run.create` for a new one
+        path:str|Path|Run # The folder of an existing run, or that run; see `Run.create` for a new one
     ):
         self.path = Path(path)
         if not self.path.is_dir(): raise CifarFastError(f'no run at {path}: there is no such folder')
@@ -258,6 +258,7 @@ class Run:
         return cls(path)
 
     def __truediv__(self, name): return self.path/name
+    def __fspath__(self): return str(self.path)
     def __repr__(self): return f'Run({str(self.path)!r})'
     @property
     def finished(self):
