@@ -13,7 +13,6 @@ from PIL import Image
 from .gradcam import *
 from .runs import *
 from .train import *
-from .pictures import *
 from .explain import *
 
 # %% auto #0

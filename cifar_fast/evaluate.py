@@ -15,7 +15,6 @@ from .loaders import cifar_dls
 from .learner import cifar_learner
 from .runs import *
 from .interpret import *
-from .recipes import *
 from .train import *
 from .report import *
 from .explain import *

@@ -14,7 +14,6 @@ from .files import *
 from .runs import *
 from .gradcam import *
 from .interpret import *
-from .recipes import *
 from .train import *
 
 # %% auto #0

@@ -16,8 +16,6 @@ from pydantic import Field,FiniteFloat,NonNegativeFloat,NonNegativeInt,PositiveI
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
-from .learner import *
-from .tricks import *
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 try: import msvcrt
