@@ -65,10 +65,10 @@ class PixelNet(nn.Module):
     def forward(self, x): return self.model((x-self.mean)/self.std)
 
 # %% ../nbs/21_explain.ipynb #853cbbdb
-def _shrink(img, most=1024):
-    'The array `img`, smaller if a side has more than `most` pixels'
+def _shrink(img):
+    'The array `img`, smaller if a side has more than 1024 pixels'
     im = Image.fromarray(img)
-    im.thumbnail((most,most))
+    im.thumbnail((1024,1024))
     return np.asarray(im)
 
 # %% ../nbs/21_explain.ipynb #6a42665c
