@@ -280,7 +280,7 @@ def _obey(device, f, /, *args, **kwargs):
     try: return (getattr(_own['contender'], f) if isinstance(f, str) else f)(*args, **kwargs),_peak_memory(device)
     except CifarFastError: raise
     except (MemoryError,torch.OutOfMemoryError): raise CifarFastError('out of memory') from None
-    except Exception as e: raise CifarFastError(f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]) from None
+    except Exception as e: raise CifarFastError(error_line(e)[:160]) from None
     finally:
         if device.type in ('cuda','mps'): getattr(torch, device.type).empty_cache()
         trim_memory()

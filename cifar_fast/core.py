@@ -15,8 +15,9 @@ from fastai.torch_core import default_device
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'check_versions', 'harmless', 'CifarFastError', 'choose',
-           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'left_over', 'atomic_write', 'FileValues',
-           'read_json', 'write_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory']
+           'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'error_line', 'left_over', 'atomic_write',
+           'FileValues', 'read_json', 'write_json', 'has_bf16', 'pick_precision', 'pick_device', 'keep_freed_memory',
+           'trim_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
 def check_versions(
@@ -109,6 +110,13 @@ def say_invalid(
     given = 'missing' if o['type']=='missing' else repr(o['input'])
     if len(given)>80: given = given[:79]+'…'
     return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should').removeprefix('Value error, ')}"
+
+# %% ../nbs/00_core.ipynb #7af5e00b
+def error_line(
+    e:Exception # What a library raised
+)->str: # Such as 'RuntimeError: no C++ compiler'
+    'Its kind, and the first line of what it says'
+    return f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0]}"
 
 # %% ../nbs/00_core.ipynb #73497cce
 def _ended(pid):

@@ -84,8 +84,8 @@ def opened(
     check_logger(name)
     try: log = loggers[name](run)
     except Exception as e:
-        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-        raise CifarFastError(f'{name} cannot log {run.path} ({why}): see what it needs, or set "log" to null in its config.json') from e
+        raise CifarFastError(f'{name} cannot log {run.path} ({error_line(e)}): see what it needs, '
+                             'or set "log" to null in its config.json') from e
     try: yield log
     finally: log.close()
 

@@ -504,7 +504,5 @@ def restore(self:Checkpoint)->int: # Epochs done; 0 if there is no checkpoint ye
         self.write_tables()
     except (CifarFastError,MemoryError,torch.OutOfMemoryError): raise
     except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror or e}') from e
-    except Exception as e:
-        why = f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
-        raise CifarFastError(f'{path} is damaged ({why}): start anew with another --out') from e
+    except Exception as e: raise CifarFastError(f'{path} is damaged ({error_line(e)}): start anew with another --out') from e
     return c['epoch']
