@@ -32,6 +32,7 @@ from cifar_fast.evaluate import *
 from cifar_fast.labels import *
 from cifar_fast.export import *
 from cifar_fast.demo import *
+from cifar_fast.costs import *
 from cifar_fast.bench import *
 from cifar_fast.speedruns import *
 from cifar_fast.cli import *

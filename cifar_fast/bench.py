@@ -4,8 +4,7 @@
 
 # %% ../nbs/23_bench.ipynb #e3aa0c10
 from __future__ import annotations
-import dataclasses,json,math,os,platform,re,signal,statistics,sys,threading,time
-from collections import Counter
+import dataclasses,math,os,platform,re,signal,statistics,sys,threading,time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -23,71 +22,17 @@ from .data import *
 from .augment import *
 from .device import *
 from .loaders import *
-from .models import *
 from .learner import compile_model
-from .summary import *
 from .tricks import *
 from .runs import *
 from .recipes import *
 from .train import *
+from .costs import *
 try: import resource
 except ImportError: resource = None  # Windows
 
 # %% auto #0
-__all__ = ['training_flops', 'run_flops', 'activation_bytes', 'when_done', 'noise_images', 'stock_learner', 'machine_notes',
-           'bench_page', 'plot_bench', 'machine_facts', 'bench']
-
-# %% ../nbs/23_bench.ipynb #39813922
-def _layers(model, size):
-    'The layers that contain no others, each with its row of the summary'
-    s,layers = model_summary(model, size),[(n or 'total',o) for n,o in model.named_modules() if not [*o.children()]]
-    return [(o,s.loc[n]) for n,o in layers if n in s.index]
-
-# %% ../nbs/23_bench.ipynb #116e7367
-def training_flops(
-    model:nn.Module, # Any model whose layers are called one after another
-    size:int=32      # Side of the images in pixels
-)->int: # Of the convolutions and matrix products
-    'Floating-point operations to train on one image once'
-    total,before = 0,False
-    for layer,row in _layers(model, size):
-        own = any(p.requires_grad for p in layer.parameters())
-        total,before = total + row.MACs*(1+own+before),before or own
-    return int(2*total)
-
-# %% ../nbs/23_bench.ipynb #e56dd68c
-def _net(recipe):
-    "The recipe's net; a whitening layer is frozen, as in training"
-    net = get_model(recipe.model, **recipe.model_args)
-    if hasattr(net, 'whiten'): whiten_(net.whiten, torch.randn(64,3,32,32))
-    return net
-
-# %% ../nbs/23_bench.ipynb #09d3a631
-def run_flops(
-    run:Run # A run whose steps are in its folder
-)->np.ndarray: # As many numbers as epochs, each with what came before
-    'Floating-point operations that were done by the end of each epoch'
-    r,epochs = run_recipe(run),[o['epoch'] for o in run.read_table('steps.csv')]
-    grow,net = ProgressiveResize(r.progressive_resizing),_net(r)
-    sides = [grow.side(e/r.epochs, r.size or 32) for e in epochs]
-    cost = {s: training_flops(net, s)*r.bs for s in set(sides)}
-    return np.cumsum(np.bincount(np.add(epochs, 1e-6).astype(int), [cost[s] for s in sides]))
-
-# %% ../nbs/23_bench.ipynb #5bebcc8c
-def _mean_of_sizes(recipe, f):
-    'Mean over a training of what `f` gives for the side of the images'
-    grow = ProgressiveResize(recipe.progressive_resizing)
-    sides = Counter(grow.side(i/1000, recipe.size or 32) for i in range(1000))
-    return sum(n*f(s) for s,n in sides.items())/1000
-
-# %% ../nbs/23_bench.ipynb #4fde625c
-def activation_bytes(
-    model:nn.Module, # Its layers
-    size:int,        # Side of the images, in pixels
-    itemsize:int     # Bytes of a number: 4 in fp32, 2 in bf16
-)->int:              # Bytes
-    'Estimate of the bytes that the activations of one image move in a training step: 5 × outputs of all layers × `itemsize`'
-    return 5*itemsize*sum(math.prod(row.output) for _,row in _layers(model, size))
+__all__ = ['when_done', 'noise_images', 'stock_learner', 'machine_notes', 'bench_page', 'plot_bench', 'machine_facts', 'bench']
 
 # %% ../nbs/23_bench.ipynb #fa1b368d
 def when_done()->float: # Of `time.perf_counter`
@@ -115,12 +60,6 @@ def _machine(device, precision):
     torch.set_float32_matmul_precision(was)
     a,b = (torch.ones((1024 if cuda else 256)<<18, device=device) for _ in range(2))
     return dict(rates=rates, rate=max(rates.values()), bandwidth=2*a.nbytes/_fastest(lambda: b.copy_(a)))
-
-# %% ../nbs/23_bench.ipynb #86f99b77
-def _roofline(flops, nbytes, rate, bandwidth):
-    'Images per second that FLOPs, memory, both at once and one after the other allow'
-    t,m = flops/rate,nbytes/bandwidth
-    return dict(flops=1/t, memory=1/m, overlapped=1/max(t,m), in_turn=1/(t+m))
 
 # %% ../nbs/23_bench.ipynb #d2dc1eb9
 def _timed(dl):
@@ -163,7 +102,7 @@ def stock_learner(
     ds = Datasets(items, [[ItemGetter(0)],[ItemGetter(1),Categorize()]], splits=[range(n),range(n,len(items))])
     dls = ds.dataloaders(bs=recipe.bs, num_workers=num_workers, device=device, after_item=[Documented(),ToTensor()],
                          after_batch=[IntToFloatTensor(),Normalize.from_stats(*cifar10_stats, cuda=device.type=='cuda')])
-    return Learner(dls, _net(recipe), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
+    return Learner(dls, recipe_net(recipe), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
                    opt_func=partial(SGD, mom=recipe.mom), wd=recipe.wd, metrics=accuracy)
 
 # %% ../nbs/23_bench.ipynb #036be793
@@ -206,7 +145,7 @@ class _ByHand:
         if graph and not cuda: raise CifarFastError(f'CUDA graphs need a CUDA device, and this training runs on {device}')
         if graph and r.moms: raise CifarFastError('a graph has its momentum fixed, and in this recipe it moves')
         self.per_epoch,self.dtype = len(ims.train_y)//r.bs,precisions[pick_precision(precision, device)]
-        self.net,self.grow = _net(r).to(device, memory_format=torch.channels_last),ProgressiveResize(r.progressive_resizing)
+        self.net,self.grow = recipe_net(r).to(device, memory_format=torch.channels_last),ProgressiveResize(r.progressive_resizing)
         make = Muon if r.opt=='muon' else partial(torch.optim.SGD, nesterov=r.nesterov and r.mom>0, fused=True)
         self.graph,self.graphs,lr = graph,{},torch.tensor(r.lr, device=device) if graph else r.lr
         self.opt = make(self.net.parameters(), lr=lr, momentum=r.mom, weight_decay=r.wd, **r.opt_args)
@@ -235,6 +174,7 @@ def step(self:_ByHand, xb, yb):
     self.opt.step()
     self.opt.zero_grad()
 
+# %% ../nbs/23_bench.ipynb #83da215a
 @patch
 def train(self:_ByHand, hypers, batches):
     'Train for as many steps as there are `hypers`'
@@ -296,6 +236,7 @@ def _one_by_one(batches, spent):
         spent.append(time.perf_counter()-start)
         start = when_done()
 
+# %% ../nbs/23_bench.ipynb #1bad9ae9
 def _profiled(batches, kind, profiles):
     'The same batches, with a profile of what the device did with them'
     with profile(activities=[getattr(ProfilerActivity, kind)]) as p:
@@ -339,7 +280,7 @@ def _obey(device, f, /, *args, **kwargs):
     try: return (getattr(_own['contender'], f) if isinstance(f, str) else f)(*args, **kwargs),_peak_memory(device)
     except CifarFastError: raise
     except (MemoryError,torch.OutOfMemoryError): raise CifarFastError('out of memory') from None
-    except Exception as e: raise CifarFastError(f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'[:160]) from None
+    except Exception as e: raise CifarFastError(error_line(e)[:160]) from None
     finally:
         if device.type in ('cuda','mps'): getattr(torch, device.type).empty_cache()
         trim_memory()
@@ -514,7 +455,7 @@ def _measure(res, spec, names, limit):
         res['contenders'] = [{k: getattr(c, k) for k in ('name','rates','error','memory','step')} for c in children]
         asked = first(c for c in children if not c.error)
         if asked and (m := asked.ask(_machine, device, spec['precision'])):
-            res['machine'],res['roofline'] = m,_roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
+            res['machine'],res['roofline'] = m,roofline(res['flops'], res['bytes'], m['rate'], m['bandwidth'])
         elif asked: print(f'machine, by {_contenders[asked.name]}: failed: {asked.error}', flush=True)
 
 # %% ../nbs/23_bench.ipynb #539ac0fe
@@ -534,15 +475,14 @@ def bench(
     names = [choose(o, [*_contenders], 'contender') for o in contenders or suitable]
     r,(n,n_test) = (r.replace(bs=min(r.bs, 64)),(4096,512)) if small else (r,(50_000,10_000))
     check_value(r.bs<=n, 'batch size', r.bs, f'a whole number from 1 to {n}, the number of images')
-    net,itemsize = _net(r),4 if precision=='fp32' else 2
+    net,itemsize = recipe_net(r),4 if precision=='fp32' else 2
     res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(r), precision=precision,
-               size=r.size or 32, workers=workers, flops=_mean_of_sizes(r, partial(training_flops, net)),
-               bytes=_mean_of_sizes(r, partial(activation_bytes, net, itemsize=itemsize)), contenders=[])
-    with atomic_write(out/'bench.json') as tmp: tmp.write_text(json.dumps(res, indent=1))  # before anything is measured: can it be written?
+               size=r.size or 32, workers=workers, flops=mean_of_sizes(r, partial(training_flops, net)),
+               bytes=mean_of_sizes(r, partial(activation_bytes, net, itemsize=itemsize)), contenders=[])
+    write_json(out/'bench.json', res)  # before anything is measured: can it be written?
     _measure(res, dict(recipe=r, n=n, n_test=n_test, device=device, precision=precision, workers=workers), dict.fromkeys(names), limit)
-    for name,text in {'bench.json': json.dumps(res, indent=1), 'bench.md': (page := bench_page(_tables(res), _notes(res)))}.items():
-        with atomic_write(out/name) as tmp: tmp.write_text(text)
-    with atomic_write(out/'bench.png') as tmp: plot_bench(res).figure.savefig(tmp, format='png', dpi=110)
-    plt.close()
+    write_json(out/'bench.json', res)
+    with atomic_write(out/'bench.md') as tmp: tmp.write_text(page := bench_page(_tables(res), _notes(res)))
+    save_figure(out/'bench.png', plot_bench(res))
     print('\n' + page)
     return res

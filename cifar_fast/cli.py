@@ -31,7 +31,7 @@ from .speedruns import bench_runs
 
 # %% auto #0
 __all__ = ['Once', 'ScriptParser', 'stop', 'main', 'print_table', 'list_recipes', 'how_to_go_on', 'going_on', 'print_run',
-           'print_seeds', 'read_grid', 'print_sweep', 'check_effect', 'split_values', 'continue_run',
+           'print_seeds', 'read_grid', 'print_sweep', 'check_effect', 'split_values', 'dated', 'continue_run',
            'cifar_fast_train', 'cifar_fast_lr_find', 'cifar_fast_report', 'cifar_fast_compare', 'cifar_fast_explain',
            'cifar_fast_evaluate', 'cifar_fast_labels', 'cifar_fast_export', 'cifar_fast_demo', 'cifar_fast_bench']
 
@@ -135,8 +135,12 @@ def print_table(
     print(*(f'{a:<{width}}  {b}' for a,b in rows), sep='\n')
 
 # %% ../nbs/24_cli.ipynb #68700f8f
-def list_recipes():
+def list_recipes(
+    **given # What was asked for besides; there should be nothing
+):
     'Print the recipes, two lines each'
+    if other := [k for k,v in given.items() if v is not None]:
+        raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
     for r in recipes.values():
         print(f'{r.name:<14}{r.data}, {r.model}, {r.epochs} epochs, batch {r.bs}, {r.schedule} {r.lr:g}\n{"":<14}{r.about}')
 
@@ -234,6 +238,13 @@ def split_values(
     how = {k: v for k,v in values.items() if k in [*train_args(),'device']}
     return {k: v for k,v in values.items() if k not in how},how
 
+# %% ../nbs/24_cli.ipynb #480f42c2
+def dated(
+    name:str # What the folder is for
+)->str:
+    'The name of a new folder, with date and time'
+    return f'{name}-{time.strftime("%Y%m%d-%H%M%S")}'
+
 # %% ../nbs/24_cli.ipynb #385a4cc4
 _about_pipelines = dict(device='pipeline device: the images lie on the device and are augmented in batches',
                        item='pipeline item: Albumentations augments image by image')
@@ -274,14 +285,12 @@ def cifar_fast_train(
 ):
     'Train a small-image classifier and leave a run folder with a report'
     given = dict(values, recipe=recipe, out=out, seeds=seeds, sweep=sweep, log=log)
-    if list and (other := [k for k,v in dict(given, resume=resume).items() if v is not None]):
-        raise CifarFastError(f'--list shows the recipes and does nothing else: leave out {", ".join(other)}')
-    if list: return list_recipes()
+    if list: return list_recipes(**given, resume=resume)
     if resume is not None: return continue_run(resume, given, quiet, report)
     if n_processes()>1 and (sweep,seeds)!=(None,None):
         raise CifarFastError('several processes train one run: leave out --seeds and --sweep, or start one process')
     recipe = ifnone(recipe, ifnone(values.get('start'), 'assignment'))
-    out = ifnone(out, f'runs/{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}')
+    out = ifnone(out, dated(f'runs/{Path(recipe).stem}'))
     changes,how = split_values(values)
     base,grid = get_recipe(recipe),None if sweep is None else read_grid(sweep, changes)
     chosen = base if grid else base.changed(**changes)
@@ -307,7 +316,7 @@ def cifar_fast_lr_find(
     'Find a learning rate: raise it step by step, and look where loss and accuracy are best'
     check_value(steps<=1_000_000, 'steps', steps, 'at most a million')
     check_effect(values, [f.name for f in dataclasses.fields(Schedule)]+['ema','tta','patience'], 'a range test')
-    out = check_free(ifnone(out, f'runs/lr-{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}'))
+    out = check_free(ifnone(out, dated(f'runs/lr-{Path(recipe).stem}')))
     changes,how = split_values(values)
     chosen = get_recipe(recipe).changed(**changes)
     chosen,how,images = chosen.ready(how)
@@ -345,7 +354,7 @@ def cifar_fast_explain(
     target:str=None      # Class to explain (default: the predicted one)
 ):
     'Show what a trained net sees in your own images'
-    out = ifnone(out, f'explained-{time.strftime("%Y%m%d-%H%M%S")}')
+    out = ifnone(out, dated('explained'))
     rows = explain(Run(run), images, out, layer=layer, target=target)
     said = [', '.join(f"{r[f'class_{i}']} {r[f'prob_{i}']:.1%}" for i in (1,2,3) if f'class_{i}' in r) for r in rows]
     print_table([(r['image'],o) for r,o in zip(rows, said)] + [('pictures and table in',out)])
@@ -360,7 +369,7 @@ def cifar_fast_evaluate(
 ):
     'Score a trained run on other labelled images, or on damaged copies of its own'
     if not (data or corrupt): raise CifarFastError('nothing to score: name a folder of labelled images, or give --corrupt')
-    out = out or f'evaluated-{time.strftime("%Y%m%d-%H%M%S")}'
+    out = out or dated('evaluated')
     if data: print_table(evaluate_run(run, data, out, quiet)[1] + [('page and table in',out)])
     if not corrupt: return
     clean,*rows = evaluate_corrupted(run, quiet)
@@ -377,7 +386,7 @@ def cifar_fast_labels(
     **values             # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Which labels are wrong? Rank them by what nets that have not seen the image think of them'
-    out = ifnone(out, f'runs/labels-{time.strftime("%Y%m%d-%H%M%S")}')
+    out = ifnone(out, dated('runs/labels'))
     changes,how = split_values(values)
     chosen = get_recipe(recipe).changed(data=data, **changes)
     with going_on(out): rows = find_wrong_labels(chosen, out, folds, quiet, **how)[1]
@@ -419,7 +428,7 @@ def cifar_fast_bench(
     **values                 # Values of the recipe, and arguments of `recipe_learner`
 ):
     'Measure images per second, side by side: stock fastai, both pipelines, a plain PyTorch loop; or whole trainings'
-    out = out or f'runs/bench-{Path(recipe).stem}-{time.strftime("%Y%m%d-%H%M%S")}'
+    out = out or dated(f'runs/bench-{Path(recipe).stem}')
     changes,how = split_values(values)
     chosen = get_recipe(recipe).changed(**changes)
     if runs is None:

@@ -15,9 +15,9 @@ from fastai.torch_core import default_device
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'net_errors', 'check_versions', 'harmless',
-           'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'left_over',
-           'atomic_write', 'FileValues', 'file_text', 'read_json', 'has_bf16', 'pick_precision', 'pick_device',
-           'keep_freed_memory', 'trim_memory', 'no_memory']
+           'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'error_line',
+           'left_over', 'atomic_write', 'FileValues', 'file_text', 'read_json', 'write_json', 'has_bf16',
+           'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory', 'no_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
 def check_versions(
@@ -112,6 +112,13 @@ def say_invalid(
     if len(given)>80: given = given[:79]+'…'
     return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should').removeprefix('Value error, ')}"
 
+# %% ../nbs/00_core.ipynb #7af5e00b
+def error_line(
+    e:Exception # What a library raised
+)->str: # Such as 'RuntimeError: no C++ compiler'
+    'Its kind, and the first line of what it says'
+    return f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0]}"
+
 # %% ../nbs/00_core.ipynb #73497cce
 def _ended(pid):
     'Has the process of this number ended, as far as this system can tell?'
@@ -183,6 +190,14 @@ def read_json(
     except (ValueError,RecursionError) as e: raise CifarFastError(f'{path} is damaged: {e}') from e
     if not isinstance(res, dict): raise CifarFastError(f'{path} is damaged: it holds a {type(res).__name__}, not names and values')
     return res
+
+# %% ../nbs/00_core.ipynb #0ffdd60f
+def write_json(
+    path:str|Path, # A file
+    values:dict    # What it shall hold
+):
+    'Write names and values, for `read_json`'
+    with atomic_write(path) as tmp: tmp.write_text(json.dumps(values, indent=1))
 
 # %% ../nbs/00_core.ipynb #60261b0f
 def has_bf16(

@@ -81,16 +81,21 @@ def _readable(items, got, where, skip):
     raise CifarFastError(f'cannot read {what}. Replace {them} or take {them} out, or go on without {them} with --skip_broken')
 
 # %% ../nbs/02_data.ipynb #b0c1d2ed
+def _check_sizes(shapes, where):
+    'Raise a `CifarFastError` unless the pictures, by name, have one shape'
+    n1 = first(shapes)
+    n = first(n for n,s in shapes.items() if s!=shapes[n1])
+    if n is None: return
+    (h1,w1,_),(h,w,_) = shapes[n1],shapes[n]
+    raise CifarFastError(f'the images in {where} differ in size: {printable(n1)} is {w1}×{h1} and {printable(n)} is {w}×{h}. '
+                         f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
+
+# %% ../nbs/02_data.ipynb #54357718
 def _picture_arrays(items, got, where, test=None, skip=False):
     'The arrays by the names of the fields of `ImageArrays`, and the names of training and test images, of the decoded pictures in `got`'
     items,damaged = _readable(items, got, where, skip)
     items,drawn = settle_items(items, where, test)
-    n1 = items[0][2]
-    n = first(n for *_,n in items if got[n].shape!=got[n1].shape)
-    if n:
-        (h1,w1,_),(h,w,_) = got[n1].shape,got[n].shape
-        raise CifarFastError(f'the images in {where} differ in size: {printable(n1)} is {w1}×{h1} and {printable(n)} is {w}×{h}. '
-                             f'Resize them all with --size {min(h1,w1)} (size={min(h1,w1)} in Python)')
+    _check_sizes({n: got[n].shape for *_,n in items}, where)
     vocab = sorted({c for _,c,_ in items})
     if all(re.fullmatch(r'\d{1,18}', c) for c in vocab): vocab.sort(key=int)
     number,splits = {c: i for i,c in enumerate(vocab)},[s for s,*_ in items]
@@ -248,6 +253,7 @@ _version = 7 # of the cache's format and of everything that decides a pixel
 
 _say = cache(print)  # each line once, however often the data are loaded
 
+# %% ../nbs/02_data.ipynb #9579719a
 def load_images(
     data:str|Path='cifar10', # 'cifar10', 'shapes10', or the path of a folder or archive (.zip, .tar, .tar.gz, .tgz, .tar.xz)
     size:int=None,           # Resize images to `size`×`size` pixels; `None` keeps them, and then all must have one size

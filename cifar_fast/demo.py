@@ -13,7 +13,6 @@ from PIL import Image
 from .gradcam import *
 from .runs import *
 from .train import *
-from .pictures import *
 from .explain import *
 
 # %% auto #0
@@ -25,7 +24,7 @@ class NetOnShow:
     def __init__(self,
         run:Run|str|Path # A finished run, or its folder
     ):
-        self.run = run if isinstance(run, Run) else Run(run)
+        self.run = Run(run)
         self.data,model = run_data(self.run),run_model(self.run)
         self.net,self.size = PixelNet(model, self.data['mean'], self.data['std']).to(default_device()).eval(),self.data['size']
         self.layers = cam_layers(model, torch.zeros(1,3,self.size,self.size), 99)
@@ -69,6 +68,7 @@ def need_gradio():
     import gradio
     return gradio
 
+# %% ../nbs/22a_demo.ipynb #5697981b
 _plain = partial(harmless, where='markdown')
 
 # %% ../nbs/22a_demo.ipynb #727b196d

@@ -15,7 +15,6 @@ from .loaders import cifar_dls
 from .learner import cifar_learner
 from .runs import *
 from .interpret import *
-from .recipes import *
 from .train import *
 from .report import *
 from .explain import *
@@ -83,7 +82,7 @@ def evaluate_run(
     quiet:bool=False   # No progress bar
 )->tuple: # The predictions, and rows of label and value to print
     'Score a run on other images: a page, and a table with every prediction'
-    if not isinstance(run, Run): run = Run(run)
+    run = Run(run)
     out,(x,names,files) = check_free(out),labelled_images(run, data)
     kept,y,rows = match_classes(run_data(run)['classes'], names)
     learn = run_learner_on(run, x[kept], y)
@@ -134,7 +133,7 @@ def evaluate_corrupted(
     quiet:bool=False   # No progress bar
 )->list: # One dict a strength, from 0: strength, and the accuracy for each kind of damage
     'Score a run on damaged copies of its test images, and report it'
-    if not isinstance(run, Run): run = Run(run)
+    run = Run(run)
     base,ims = run_results(run)['test_accuracy'],run_images(run)
     rows = [dict(strength=s, **dict.fromkeys(corruptions, base)) for s in range(4)]
     for kind,s in progress_bar([(k,s) for k in corruptions for s in (1,2,3)], display=not quiet):

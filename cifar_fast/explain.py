@@ -14,11 +14,10 @@ from .files import *
 from .runs import *
 from .gradcam import *
 from .interpret import *
-from .recipes import *
 from .train import *
 
 # %% auto #0
-__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'write_csv', 'explained', 'explain']
+__all__ = ['find_pictures', 'run_data', 'PixelNet', 'plot_explained', 'explained', 'explain']
 
 # %% ../nbs/21_explain.ipynb #7612703f
 def _below(path):
@@ -66,10 +65,10 @@ class PixelNet(nn.Module):
     def forward(self, x): return self.model((x-self.mean)/self.std)
 
 # %% ../nbs/21_explain.ipynb #853cbbdb
-def _shrink(img, most=1024):
-    'The array `img`, smaller if a side has more than `most` pixels'
+def _shrink(img):
+    'The array `img`, smaller if a side has more than 1024 pixels'
     im = Image.fromarray(img)
-    im.thumbnail((most,most))
+    im.thumbnail((1024,1024))
     return np.asarray(im)
 
 # %% ../nbs/21_explain.ipynb #6a42665c
@@ -101,15 +100,6 @@ def _row(path, name, probs, classes, k, shown, empty):
     best = {key: v for i,c in enumerate(top, 1) for key,v in ((f'class_{i}',classes[c]),(f'prob_{i}',float(probs[c])))}
     return dict(image=str(path), picture=name, **best, explained=classes[shown], evidence=not empty)
 
-# %% ../nbs/21_explain.ipynb #693f15c6
-def write_csv(
-    path:str|Path, # Where to
-    rows:list      # One dict a row
-):
-    'Write a table in which no name is taken for a formula'
-    texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
-    with atomic_write(path) as tmp: texts.to_csv(tmp, index=False)
-
 # %% ../nbs/21_explain.ipynb #ff634def
 def explained(
     net:nn.Module,   # Takes pixels from 0 to 1; see `PixelNet`
@@ -139,7 +129,7 @@ def explain(
     bs:int=16             # Images at once
 )->list: # One dict an image: file, picture, most probable classes, the class that was explained, was there evidence for it?
     'Show what a run makes of images, and where it saw it: one picture for each, and a table'
-    if not isinstance(run, Run): run = Run(run)
+    run = Run(run)
     data,model,rows = run_data(run),run_model(run),[]
     vocab,net = data['classes'],PixelNet(model, data['mean'], data['std']).to(default_device())
     if k is None: k = min(3, len(vocab))
@@ -152,9 +142,7 @@ def explain(
     for i,(f,img,cam,probs,shown,empty) in enumerate(explained(net, files, data['size'], layer, target, bs), 1):
         stem = re.sub(r'[^\w .-]', '_', f.stem)[:40]  # what every file system takes
         name = f'{i:0{len(str(len(files)))}}-{stem}.png'
-        fig = plot_explained(img, cam, probs, vocab, shown, k, f.name)[0].figure
-        with atomic_write(out/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
-        plt.close(fig)
+        save_figure(out/name, plot_explained(img, cam, probs, vocab, shown, k, f.name))
         rows.append(_row(f, name, probs, vocab, k, shown, empty))
     write_csv(out/'explained.csv', rows)
     return rows

@@ -94,6 +94,7 @@ _licences = '''apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail
     eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl osl-3.0 postgresql
     ofl-1.1 ncsa unlicense zlib pddl unknown'''.split()  # by which the hub knows them; what is none of these it lists as other
 
+# %% ../nbs/22_export.ipynb #54ff626b
 def card_metadata(
     run:Run,          # A finished run
     licence:str=None, # Of the weights; None: unknown
@@ -123,6 +124,7 @@ pixels = torch.tensor(read_image('picture.png', data['size'])).permute(2,0,1)[No
 with torch.no_grad(): probs = net(pixels).softmax(1)[0]
 print(data['classes'][probs.argmax()], f'{probs.max():.1%}')'''
 
+# %% ../nbs/22_export.ipynb #850b50df
 _load_onnx = '''import json
 import numpy as np, onnxruntime
 from PIL import Image
@@ -136,6 +138,7 @@ logits = session.run(None, {'pixels': pixels})[0][0]
 probs = np.exp(logits-logits.max())/np.exp(logits-logits.max()).sum()
 print(classes[probs.argmax()], f'{probs.max():.1%}')'''
 
+# %% ../nbs/22_export.ipynb #fa6f1de2
 _md = partial(harmless, where='markdown')
 
 # %% ../nbs/22_export.ipynb #dc2c97f6
@@ -150,6 +153,7 @@ def _training(run, r):
         words.append(f'To train the same again, on the same data:\n\n```sh\n{command}\n```')
     return '\n\n'.join(words)
 
+# %% ../nbs/22_export.ipynb #2d7f9e91
 _fill = '**To be filled in.** Whoever trained them says so here, and in `license` at the head of this file.'
 
 def _licence(licence, r):
@@ -163,6 +167,7 @@ _limits = '''For pictures like those it was trained on: one object of one of the
 any picture, one without such an object too, and may be sure of it. The accuracy above was measured on the test images of the same data, and
 on nothing else: measure on your own with `cifar_fast_evaluate . FOLDER` before you rely on it.'''.replace('\n', ' ')
 
+# %% ../nbs/22_export.ipynb #58570bca
 def card_sections(
     run:Run,          # A finished run
     licence:str=None, # Of the weights; None: to be filled in
@@ -208,7 +213,7 @@ def write_card(
     parts = [f'## {k}\n\n{v}' for k,v in card_sections(run, licence, best, onnx).items()]
     text = '\n\n'.join([f'---\n{meta}---', f'# {names[0]} on {names[1]}', 'An image classifier, trained by cifar_fast.', *parts])
     with atomic_write(out/'README.md') as tmp: tmp.write_text(text+'\n', 'utf-8', 'backslashreplace')
-    with atomic_write(out/'config.json') as tmp: tmp.write_text(json.dumps(card_config(run), indent=1), 'utf-8')
+    write_json(out/'config.json', card_config(run))
     return {'README.md': f'the model card, licence {licence}' if licence else said, 'config.json': 'the net, and how it was trained'}
 
 # %% ../nbs/22_export.ipynb #751c30c2
@@ -222,7 +227,7 @@ def export_run(
     licence:str=None    # Of the weights, for the card, such as 'apache-2.0'; None: the card says where to fill it in
 )->dict: # Name of each file → what it is
     'Write the weights of `run` as model.safetensors, its net as model.onnx, its learner as learner.pkl, and a card about it'
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run(run)
     _can_export(run, onnx, learner, best, card, licence)
     weights = 'best' if best else 'model'
     data,about,model,out,files = run_data(run),run.about(best),run_model(run, weights),check_free(out),{}

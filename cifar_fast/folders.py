@@ -23,6 +23,7 @@ _split_in = re.compile(rf'(?<![^\W\d_])(?i:{_longest})(?=[\W\d_]|[A-Z][a-z]|(?i:
 
 def _split_of(o): return _split_words.get(o.lower())
 
+# %% ../nbs/01b_folders.ipynb #04a5d965
 def split_folders(
     names:list # Of all files
 )->dict: # Of folders, as tuples of names: 'train', 'valid' or 'test'
@@ -76,6 +77,7 @@ def _split_items(pics, root, where, splits):
     if all(len(p)>k+3 for _,p,_ in items): k += len({p[:k+2] for _,p,_ in items})==len(dirs)  # train/train/<class>/, train/images/<class>/
     return [(s,p[k+1],n) for s,p,n in items],k+2
 
+# %% ../nbs/01b_folders.ipynb #f315ebbb
 def _check_beside(pics, root, where, splits):
     'Raise a `CifarFastError` where folders of pictures lie beside a lone train, which may be a class then, too'
     k,parts = len(root),[tuple(n.split('/')) for n in pics]
@@ -94,6 +96,7 @@ def _flat_root(pics):
         if len(kids)!=1 or max(map(len, below))<len(root)+2: return root
         root = (*root,*kids)
 
+# %% ../nbs/01b_folders.ipynb #fdc1b7fe
 def _flat_items(pics, root, where):
     'Split (train), class and name of the pictures in <class>/ below `root`'
     k,inner,items = len(root),{},[]
@@ -300,6 +303,14 @@ def split_valid(
     return np.flatnonzero(~held),np.flatnonzero(held)
 
 # %% ../nbs/01b_folders.ipynb #b0c1d2ea
+def _check_classes(items, where):
+    'Raise a `CifarFastError` unless all splits have the same classes'
+    for s in {o[0] for o in items}-{'train'}:
+        mine,theirs = ({c for s2,c,_ in items if s2==o} for o in ('train',s))
+        odd = [f"only in {k}: {', '.join(sorted(o))}" for k,o in [('train',mine-theirs),(s,theirs-mine)] if o]
+        if odd: raise CifarFastError(f"the classes of train and {s} in {where} differ (images {'; '.join(odd)})")
+
+# %% ../nbs/01b_folders.ipynb #0c43ccc1
 def settle_items(
     items:list,      # What `find_items` or `label_items` gave
     where:str,       # What to call the whole in an error
@@ -316,8 +327,5 @@ def settle_items(
         items = [('test',*o[1:]) if o in held else o for o in items]
         notes = [f'no test set: {len(held)} of {len(train)} images are kept apart as one, {test:.0%} of each class; '
                  '--test .1 changes how many']
-    for s in {o[0] for o in items}-{'train'}:
-        mine,theirs = ({c for s2,c,_ in items if s2==o} for o in ('train',s))
-        odd = [f"only in {k}: {', '.join(sorted(o))}" for k,o in [('train',mine-theirs),(s,theirs-mine)] if o]
-        if odd: raise CifarFastError(f"the classes of train and {s} in {where} differ (images {'; '.join(odd)})")
+    _check_classes(items, where)
     return sorted(items, key=lambda o: (['train','valid','test'].index(o[0]),*o[1:])),notes

@@ -16,7 +16,6 @@ from .gallery import plot_predictions
 from .recipes import *
 from .train import *
 from .report import *
-from .explain import write_csv
 
 # %% auto #0
 __all__ = ['fold_run', 'out_of_fold', 'plot_suspicious', 'suspicious_table', 'find_wrong_labels']

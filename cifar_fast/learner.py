@@ -146,8 +146,7 @@ def _compiling(self:CifarLearner):
         raise CifarFastError('torch.compile would have to compile this model more than 64 times: leave out --compile') from e
     except Exception as e:
         if not self._cold or isinstance(e, (CifarFastError,torch.OutOfMemoryError)): raise
-        why = f'{type(e).__name__}: {(str(e).strip().splitlines() or [""])[0]}'
-        raise CifarFastError(f'torch.compile does not work here ({why}): leave out --compile') from e
+        raise CifarFastError(f'torch.compile does not work here ({error_line(e)}): leave out --compile') from e
     finally: vars(self.model).pop('_compiled_call_impl', None)
 
 # %% ../nbs/09_learner.ipynb #10171454

@@ -48,14 +48,14 @@ def centre_prior(
     return np.outer(g, g)/g.max()**2
 
 # %% ../nbs/14_localization.ipynb #5faeda65
-def _sample(learn, images, n, layer, seed, plus=False, bs=128):
+def _sample(learn, images, n, layer, seed, plus=False):
     'Some test images, their labels and masks, and the maps of the trained net and of one with fresh weights'
     if images.test_mask is None:
         raise CifarFastError(f'nobody knows where the objects of {images.name} are: give images with masks, such as shapes10')
     if layer is not None: layer = find_layer(learn.model, layer)[0]
     idx = np.sort(np.random.default_rng(seed).permutation(len(images.test_y))[:n])
     def maps(net): return torch.cat([grad_cam(net, image_batch(learn.dls, images.test_x[i]), layer, images.test_y[i], plus).cpu()
-                                     for i in np.split(idx, range(bs, len(idx), bs))])
+                                     for i in np.split(idx, range(128, len(idx), 128))])
     return images.test_x[idx],images.test_y[idx],images.test_mask[idx],maps(learn.model),maps(randomized(learn.model, seed))
 
 # %% ../nbs/14_localization.ipynb #d9d23b93

@@ -74,6 +74,7 @@ def check_logger(
     except ValueError: there = None  # as a test has it that takes the package away
     if there is None: raise CifarFastError(f"--log {name} needs a package: pip install 'cifar_fast[{name}]'")
 
+# %% ../nbs/11b_loggers.ipynb #dbe1b0c9
 @contextmanager
 def opened(
     run:Run # One that has a logger in its config.json
@@ -83,10 +84,13 @@ def opened(
     check_logger(name)
     try: log = loggers[name](run)
     except Exception as e:
-        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-        raise CifarFastError(f'{name} cannot log {run.path} ({why}): see what it needs, or set "log" to null in its config.json') from e
+        raise CifarFastError(f'{name} cannot log {run.path} ({error_line(e)}): see what it needs, '
+                             'or set "log" to null in its config.json') from e
     try: yield log
     finally: log.close()
+
+# %% ../nbs/11b_loggers.ipynb #4db80250
+def _numbers(kind, values): return {f'{kind}/{k}': v for k,v in values.items() if isinstance(v, (int,float))}
 
 # %% ../nbs/11b_loggers.ipynb #1066100a
 class RunLog(Callback):
@@ -105,8 +109,6 @@ class RunLog(Callback):
         for r in rows[self.told[0]:]: self.log.scalars(_numbers('epoch', r), len(steps))
         self.told = len(rows),len(steps)
 
-def _numbers(kind, values): return {f'{kind}/{k}': v for k,v in values.items() if isinstance(v, (int,float))}
-
 # %% ../nbs/11b_loggers.ipynb #1066100d
 def page_figures(
     path:str|Path # An HTML page with figures in it, such as report.html
@@ -115,6 +117,7 @@ def page_figures(
     found = re.findall(r'<img[^>]*src="data:image/png;base64,([^"]+)"[^>]*alt="([^"]*)"', Path(path).read_text(encoding='utf-8'))
     return [(html.unescape(alt), Image.open(io.BytesIO(base64.b64decode(o))).convert('RGB')) for o,alt in found]
 
+# %% ../nbs/11b_loggers.ipynb #5970deb9
 def log_results(
     run:Run # A finished run, with a logger in its config.json
 ):

@@ -103,6 +103,7 @@ def gathered(
     with peers(): dist.all_gather_object(res, o)
     return res
 
+# %% ../nbs/11a_processes.ipynb #bf2439ac
 @contextmanager
 def agreed():
     'A `CifarFastError` of one process in here is raised in all of them at the end of the block'

@@ -5,7 +5,7 @@
 # %% ../nbs/12_range_test.ipynb #1bc29c8d
 from __future__ import annotations
 from .core import *
-import json,math
+import math
 from scipy.ndimage import gaussian_filter1d
 from fastai.basics import *
 from fastai.callback.progress import ProgressCallback
@@ -189,10 +189,8 @@ def save_range_test(
 )->Path: # The folder
     'Write the picture range.png, the table range.csv and suggestions.json'
     out = check_free(out)
-    fig = test.plot()[0].figure
-    with atomic_write(out/'range.png') as tmp: fig.savefig(tmp, format='png', dpi=110)
-    plt.close(fig)
-    with atomic_write(out/'range.csv') as tmp: pd.DataFrame(test.rows()).to_csv(tmp, index=False)
+    save_figure(out/'range.png', test.plot())
+    write_csv(out/'range.csv', test.rows())
     found = dict(suggestions=test.suggestions, best_region=test.region, linear=test.linear, diverged=test.diverged)
-    with atomic_write(out/'suggestions.json') as tmp: tmp.write_text(json.dumps(found, indent=1))
+    write_json(out/'suggestions.json', found)
     return out

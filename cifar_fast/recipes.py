@@ -47,6 +47,7 @@ def _as_json(o):
     try: return json.loads(json.dumps(o, allow_nan=False))
     except (TypeError,ValueError): raise ValueError('it should hold only what JSON can: finite numbers, texts, lists and dicts') from None
 
+# %% ../nbs/18_recipes.ipynb #3a807023
 Named = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
@@ -61,7 +62,7 @@ _finite = dict(allow_inf_nan=False)
 # %% ../nbs/18_recipes.ipynb #cf2804f7
 @dataclass(frozen=True, kw_only=True, config=_finite)
 class Schedule:
-    'The learning rate, and the momentum where it moves, over a training'
+    'The learning rate and the momentum over a training'
     epochs:Whole=24                # Passes over the training images
     schedule:str='linear_one_cycle'# 'linear_one_cycle' or 'step_decay'
     lr:float=.1                    # Peak (one-cycle) or first (step decay) learning rate
@@ -70,6 +71,7 @@ class Schedule:
     peak_epoch:float=5.            # One-cycle: the peak, in completed epochs
     step_epochs:Whole=8            # Step decay: epochs between two drops
     gamma:float=.1                 # Step decay: factor of each drop
+    mom:Fraction=.9                # Momentum
     moms:Momenta=()                # One-cycle: momentum at the start, the peak and the end; empty: `mom` throughout
 
     def scheds(self)->dict: # Functions from the position in 0…1
@@ -83,8 +85,6 @@ class Schedule:
         return res
 
 # %% ../nbs/18_recipes.ipynb #f212e462
-optimizers = dict(sgd=sgd, muon=muon)
-
 @dataclass(frozen=True, config=_finite)
 class Recipe(Schedule):
     'Everything that decides the outcome of a training, but for the seed and the machine'
@@ -93,16 +93,15 @@ class Recipe(Schedule):
     data:Named='cifar10'           # 'cifar10', 'shapes10', or the path of a folder or archive
     size:Pixels|None=None          # Resize images to this many pixels a side; None: leave them
     test:Part|None=None            # Fraction of every class to keep apart as test set where there is none; None: .2
-    labels:Named|None=None          # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
+    labels:Named|None=None         # Table of labels (.csv: file, class, split), or 'coarse' for CIFAR-100; None: folders are classes
     skip_broken:bool=False         # Go on without the images that cannot be read?
     balance:bool=False             # Draw each class as often as the others, where they are uneven?
     policy:str='assignment'        # Augmentation policy
     model:str='resnet9'            # Net: resnet9, resnet18, dilated_net, speed_net, torchvision/NAME or timm/NAME
     pretrained:bool=False          # Begin with the weights that torchvision or timm has for the net, and normalise as they expect it?
-    start:Named|None=None           # Folder of a run: begin with its weights (but for a head of other classes) and its normalisation
+    start:Named|None=None          # Folder of a run: begin with its weights (but for a head of other classes) and its normalisation
     model_args:Values=Field(default_factory=dict) # Arguments of the net, such as width=16,scale=.125
     bs:Whole=512                   # Images in a batch
-    mom:Fraction=.9                # Momentum
     nesterov:bool=True             # Nesterov's momentum
     wd:NonNegativeFloat=5e-4       # Weight decay, coupled
     l1:NonNegativeFloat=0.         # Factor of the sum of absolute weights in the loss that is trained on
@@ -125,6 +124,7 @@ _arguments = TypeAdapter(TypedDict('Arguments', dict(
 
 # %% ../nbs/18_recipes.ipynb #1c40b284
 Recipe.__delwrap__ = Schedule  # where docments finds what the inherited values mean
+optimizers = dict(sgd=sgd, muon=muon)
 
 @patch
 def check(self:Recipe):

@@ -16,8 +16,6 @@ from pydantic import Field,FiniteFloat,PositiveInt,TypeAdapter,ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
-from .learner import *
-from .tricks import *
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 try: import msvcrt
@@ -25,8 +23,9 @@ except ImportError: msvcrt = None  # all others
 
 # %% auto #0
 __all__ = ['result_labels', 'save_tensors', 'save_weights', 'load_tensors', 'load_weights', 'check_free', 'hold', 'left_alone',
-           'RunData', 'RunConfig', 'RunResults', 'Run', 'run_results', 'result_rows', 'experiment', 'find_runs',
-           'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states', 'Checkpoint']
+           'RunData', 'RunConfig', 'RunResults', 'Run', 'write_csv', 'save_figure', 'run_results', 'result_rows',
+           'experiment', 'find_runs', 'mean_sd', 'compare_table', 'difference', 'say_difference', 'random_states',
+           'Checkpoint']
 
 # %% ../nbs/11_runs.ipynb #00736ba8
 def _checksum(tensors):
@@ -244,7 +243,7 @@ def _checked(path, kind):
 class Run:
     'A folder that holds one training run'
     def __init__(self,
-        path:str|Path # The folder of an existing run; see `Run.create` for a new one
+        path:str|Path|Run # The folder of an existing run, or that run; see `Run.create` for a new one
     ):
         self.path = Path(path)
         if not self.path.is_dir(): raise CifarFastError(f'no run at {path}: there is no such folder')
@@ -258,15 +257,35 @@ class Run:
     )->Run:
         'Begin a new run at `path`'
         path = check_free(path)
-        with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1))
+        write_json(path/'config.json', config)
         return cls(path)
 
     def __truediv__(self, name): return self.path/name
+    def __fspath__(self): return str(self.path)
     def __repr__(self): return f'Run({str(self.path)!r})'
     @property
     def finished(self):
         'Has the run come to its end?'
         return (self/'results.json').exists()
+
+# %% ../nbs/11_runs.ipynb #a7f40f17
+def write_csv(
+    path:str|Path, # Where to
+    rows:list      # One dict a row
+):
+    'Write a table in which no name is taken for a formula'
+    texts = pd.DataFrame(rows).map(lambda o: harmless(o, 'csv') if isinstance(o, str) else o)
+    with atomic_write(path) as tmp: texts.to_csv(tmp, index=False, lineterminator='\n')
+
+# %% ../nbs/11_runs.ipynb #7c5893a6
+def save_figure(
+    path:str|Path, # Where to; ends in .png
+    axs            # What a plotting function gave: axes, or a list of them
+):
+    'Write a figure, and close it'
+    fig = L(axs)[0].figure
+    with atomic_write(path) as tmp: fig.savefig(tmp, format='png', dpi=110)
+    plt.close(fig)
 
 # %% ../nbs/11_runs.ipynb #f9a3e956
 @patch
@@ -275,7 +294,7 @@ def write_table(self:Run,
     rows:list  # One dict a row, all with the same keys
 ):
     'Write `rows` as CSV'
-    with atomic_write(self/name) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, lineterminator='\n')
+    write_csv(self/name, rows)
 
 # %% ../nbs/11_runs.ipynb #351028a1
 @patch
@@ -503,6 +522,6 @@ def restore(self:Checkpoint)->int: # Epochs done; 0 if there is no checkpoint ye
     except (CifarFastError,MemoryError,torch.OutOfMemoryError): raise
     except OSError as e: raise CifarFastError(f'cannot read {path}: {e.strerror or e}') from e
     except Exception as e:
-        why = say_invalid(e) if isinstance(e, ValidationError) else f'{type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
+        why = say_invalid(e) if isinstance(e, ValidationError) else error_line(e)
         raise CifarFastError(f'{path} is damaged ({why}): start anew with another --out') from e
     return c['epoch']

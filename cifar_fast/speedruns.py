@@ -4,7 +4,7 @@
 
 # %% ../nbs/23a_speedruns.ipynb #f2174ba6
 from __future__ import annotations
-import dataclasses,json
+import dataclasses
 from fastai.basics import *
 from .core import *
 from .tricks import FlipShiftTTA
@@ -67,7 +67,7 @@ def bench_runs(
     for seed in range(n):
         res['runs'].append(r := _timed_run(recipe, images, device, dict(how, seed=seed)))
         print(', '.join(f'{k} {v:.4g}' for k,v in r.items()), flush=True)
-        for name,text in {'runs.json': json.dumps(res, indent=1), 'runs.md': (page := _runs_page(res))}.items():
-            with atomic_write(out/name) as tmp: tmp.write_text(text)
+        write_json(out/'runs.json', res)
+        with atomic_write(out/'runs.md') as tmp: tmp.write_text(page := _runs_page(res))
     print('\n' + page)
     return res

@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_train.ipynb #9d282d9c
 from __future__ import annotations
-import dataclasses,inspect,itertools,json,platform,re,shutil,time,uuid
+import dataclasses,inspect,itertools,platform,re,shutil,time,uuid
 from contextlib import ExitStack
 from importlib.metadata import version
 from fastai.basics import *
@@ -282,13 +282,10 @@ def save_figures(self:Learner,
     run:Run # Where to
 ):
     'Curves, schedule and a batch, as the run folder has them'
-    def save(fig, name):
-        with atomic_write(run/name) as tmp: fig.savefig(tmp, format='png', dpi=110)
-        plt.close(fig)
-    save(plot_curves(self.checkpoint.table())[0].figure, 'curves.png')
-    save(plot_schedule(self.history.steps).figure, 'schedule.png')
+    save_figure(run/'curves.png', plot_curves(self.checkpoint.table()))
+    save_figure(run/'schedule.png', plot_schedule(self.history.steps))
     self.dls.train.show_batch(max_n=16, figsize=(8,8))
-    save(plt.gcf(), 'batch.png')
+    save_figure(run/'batch.png', plt.gcf().axes)
 
 # %% ../nbs/19_train.ipynb #1e56538b
 @patch
@@ -314,7 +311,7 @@ def finish_run(self:Learner,
         t = Predictions.from_learner(self, 1).temperature()
         more.update(temperature=t, ece=preds.calibration()[1], ece_scaled=preds.scaled(t).calibration()[1])
     results = dict(self.final_results(run, preds), **more)  # last, as it may put the best weights in the place of the last
-    with atomic_write(run/'results.json') as tmp: tmp.write_text(json.dumps(results, indent=1))
+    write_json(run/'results.json', results)
     return results
 
 # %% ../nbs/19_train.ipynb #466c85fb
@@ -382,6 +379,18 @@ def ready(self:Recipe,
         r = r.replace(bs=n)
     return r,how,images
 
+# %% ../nbs/19_train.ipynb #8d40362a
+@patch
+@contextmanager
+def or_taken_back(self:Run):
+    'A run that an error ends in here, before its first checkpoint, holds nothing that anybody wants back: its folder is free again'
+    try: yield
+    except Exception as e:
+        if is_first() and not isinstance(e, LostProcess) and not (self/'checkpoint.pt').exists():
+            if log := self.config.get('log'): shutil.rmtree(self/log, ignore_errors=True)  # what was told of it
+            for o in ('config.json','best.safetensors'): (self/o).unlink(missing_ok=True)
+        raise
+
 # %% ../nbs/19_train.ipynb #0782d0ca
 @delegates(recipe_learner, but=['weights','stats'])
 def train_recipe(
@@ -409,13 +418,7 @@ def train_recipe(
                 told = dict(log=log, log_id=uuid.uuid4().hex[:8]) if log else {}
                 Run.create(out, run_config(recipe, dict(how, **told), images, learn.dls))
         run = Run(out)
-        try: return learn.train_run(run, images, quiet)
-        except Exception as e:  # before its first checkpoint, a run that cannot go on holds nothing that anybody wants back
-            lost = isinstance(e, LostProcess) or not is_first()
-            if not lost and not (run/'checkpoint.pt').exists():
-                if log: shutil.rmtree(run/log, ignore_errors=True)  # what was told of it
-                for o in ('config.json','best.safetensors'): (run/o).unlink(missing_ok=True)
-            raise
+        with run.or_taken_back(): return learn.train_run(run, images, quiet)
 
 # %% ../nbs/19_train.ipynb #040cdee3
 def resume_run(
@@ -445,8 +448,7 @@ def move_run(
     'Tell `run` where its data are now; a `CifarFastError` if what lies there is something else'
     recipe = run_recipe(run).replace(data=data and str(data), labels=labels and str(labels)).located()
     run_images(run, recipe)
-    with hold(run.path), atomic_write(run/'config.json') as tmp:
-        tmp.write_text(json.dumps(dict(run.config, recipe=dataclasses.asdict(recipe)), indent=1))
+    with hold(run.path): write_json(run/'config.json', dict(run.config, recipe=dataclasses.asdict(recipe)))
     return Run(run.path)
 
 # %% ../nbs/19_train.ipynb #2dd162e9

@@ -1,9 +1,9 @@
 "The site, by Sphinx, MyST-NB and furo from the notebooks as they were saved: nothing runs, nothing is fetched"
-import ast,html,importlib,inspect,json,re
+import ast,inspect,json,pkgutil,re
 from pathlib import Path
 from docutils import nodes
+from docutils.writers.html5_polyglot import HTMLTranslator
 from fastcore.docments import docments
-from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup,patch_name
 from nbformat.v4 import new_markdown_cell
@@ -37,8 +37,7 @@ def anno(o): return '' if o is inspect.Parameter.empty else (o if isinstance(o, 
 def defined(o):
     "The names that a statement defines: a function, a class, a patched method, constants"
     if isinstance(o, (ast.FunctionDef,ast.ClassDef)): return [patch_name(o)]
-    stored = [n for t in o.targets for n in ast.walk(t)] if isinstance(o, ast.Assign) else []
-    return [n.id for n in stored if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # not a.b = …
+    return [n.id for t in getattr(o, 'targets', []) for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 def table(params, docs, ret):
     "The parameters in Markdown, if something is said of them"
@@ -51,15 +50,14 @@ def table(params, docs, ret):
 def entry(mod, name, node, src, fence='::::::'):
     "Signature, docstring and table of a symbol as a directive, with those of the methods within a class"
     if isinstance(node, ast.Assign): return f'{fence}{{py:data}} {name}\n{fence}\n'
-    obj,is_cls = mod,isinstance(node, ast.ClassDef)
-    for o in name.split('.'): obj = getattr(obj, o)
+    obj,is_cls = pkgutil.resolve_name(f'{mod}:{name}'),isinstance(node, ast.ClassDef)
     obj = objects[name] = getattr(obj, 'fget', None) or getattr(obj, '__func__', obj)
     kind = 'class' if is_cls else 'property' if any('prop' in ast.unparse(o) for o in node.decorator_list) else 'function'
     if is_cls and not {'__init__','__new__'} & set(vars(obj)):  # it is made as its base is: say so, in place of twenty arguments
         tab,head = '',f'{name}({", ".join(map(ast.unparse, node.bases))})'
     else:
         sig = inspect.signature(obj)
-        sig = sig.replace(parameters=[p for k,p in sig.parameters.items() if '.' not in name or k not in ('self','cls')])
+        sig = sig.replace(parameters=[*sig.parameters.values()]['.' in name:])  # a method without its self
         args,ret = plain(stringify_signature(sig, show_annotation=False)),'' if is_cls else anno(sig.return_annotation)
         docs = dict(re.findall(r'^ +(\w+):.*?# *(.*)$', src, re.M)) if hasattr(obj, '_fields') else docments(obj, args_kwargs=True)
         tab,head = table(sig.parameters.values(), docs, ret),name if kind=='property' else name+args+(f' -> {ret}' if ret else '')
@@ -79,36 +77,32 @@ def code_cell(c, src, alt, mod):
     title = 'Source' if docs else 'Source of '+', '.join(n for n,_ in shown) if shown else 'Imports' if 'export' in dirs else 'Code'
     tags = ['remove-input']*(dirs.get('echo')=='false') + ['hide-input']*bool({'export','code-fold'} & set(dirs))
     meta = dict(tags=tags, mystnb=dict(image=dict(alt=alt), code_prompt_show=title, code_prompt_hide=title))
-    for o in [o['data'] for o in c['outputs'] if 'text/html' in o.get('data', {})]:
-        s = re.sub(r'(?s)<style.*?</style>', '', ''.join(o['text/html']))  # the theme has its own
-        o['text/html'] = re.sub(r'<img (?![^>]*\balt=)', f'<img alt="{html.escape(alt)}" ', s)
+    for o in c['outputs']:
+        if page := o.get('data', {}).get('text/html'): o['data']['text/html'] = re.sub(r'(?s)<style.*?</style>', '', ''.join(page))
     return [*([new_markdown_cell(docs)] if docs else []), dict(c, source=src, metadata=meta)]
 
 def notebook(docname, nb):
     "The cells as MyST-NB shall show them"
-    srcs,cells,alt = [''.join(c['source']) for c in nb['cells']],[],''
-    name = next((m[1] for s in srcs if (m := re.match(r'#\| default_exp (\w+)', s))), None)
-    mod,exports = name and importlib.import_module(f'{lib}.{name}'),'\n'.join(s for s in srcs if s.startswith('#| export'))
-    used = [o.module.removeprefix(f'{lib}.') for o in ast.parse(exports).body if isinstance(o, ast.ImportFrom) and f'{lib}.' in o.module]
-    if mod: rooms[name] = docname,dict.fromkeys(used)
-    for c,s in zip(nb['cells'], srcs):
-        if c['cell_type']=='code': cells += code_cell(c, s, f'Figure in the section “{alt}”', mod)
+    cells,alt,room = [],'',re.match(r'#\| default_exp (\w+)', ''.join(nb['cells'][0]['source']))
+    name = room and room[1]
+    if name: rooms[name] = docname,dict.fromkeys(re.findall(r'^from \.(\w+)', (here.parent/lib/f'{name}.py').read_text('utf-8'), re.M))
+    for c in nb['cells']:
+        s = ''.join(c['source'])
+        if c['cell_type']=='code': cells += code_cell(c, s, f'Figure in the section “{alt}”', f'{lib}.{name}')
         else:
-            if mod and not alt: s = re.sub(r'^> .+$', rf'\g<0>\n\n[`{lib}.{name}`]({blob}/{name}.py)', s, count=1, flags=re.M)
+            if name and not alt: s = re.sub(r'^> .+$', rf'\g<0>\n\n[`{lib}.{name}`]({blob}/{name}.py)', s, count=1, flags=re.M)
             alt = re.sub('[`*]', '', (re.findall(r'^#+ (.+)$', s, re.M) or [alt])[-1])
             cells.append(dict(c, source=s))
     tocs = [f'```{{toctree}}\n:hidden:\n:glob:\n:caption: {k}\n' + '\n'.join(v.split()) + '\n```' for k,v in groups.items()]
     return json.dumps(dict(nb, cells=cells + [new_markdown_cell('\n\n'.join(tocs))]*(docname==root_doc)))
 
 def architecture(s):
-    "The page with its figure, which then has the theme's colours and links, and with the table of rooms"
-    link = r'<a href="\1.html">\g<0></a>'
-    svg = re.sub(rf'<text class="name"[^>]*>({"|".join(rooms)})</text>', link, (here/'dataflow.svg').read_text(encoding='utf-8'))
-    def _row(k, d, used):
-        return f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:].split("_")[0]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |'
-    table = '\n'.join(['| Room | Number | Module | Holds | Imports |\n|--|--|--|--|--|', *[_row(k, *o) for k,o in rooms.items()]])
+    "The page with its figure within it, which then has the theme's colours and links, and with the rows of the table of rooms"
+    rows = [f'| [{heads[d][0]}](/{d}.ipynb) | {d[4:].split("_")[0]} | `{k}` | {heads[d][1]} | {", ".join(map(code, used)) or "–"} |'
+            for k,(d,used) in rooms.items()]
+    svg = (here/'dataflow.svg').read_text(encoding='utf-8')
     s = re.sub(r'!\[.*\]\(dataflow.svg\)', lambda _: f'```{{raw}} html\n<div class="wide">{svg}</div>\n```', s)
-    return s.replace('<!-- rooms -->', table)
+    return s.replace('<!-- rooms -->', '\n'.join(rows))
 
 def source_read(app, docname, source):
     nb = json.loads(source[0]) if source[0].startswith('{') else None
@@ -120,44 +114,37 @@ def source_read(app, docname, source):
 
 def resolved(app, tree, docname):
     "Inline code that names what is documented, here or by fastai, becomes a link; the links of nbdev find their anchors"
-    own = {k: (o.docname,f'#{o.node_id}') for k,o in app.env.domains['py'].objects.items()}
-    own |= {k[8:]: v for k,v in own.items() if k[:8]=='Learner.'} | {k: (d,'') for o,(d,_) in rooms.items() for k in [o,f'{lib}.{o}']}
-    for o in list(tree.findall(nodes.literal)):
+    uri,symbols = app.builder.get_relative_uri,app.env.domains['py'].objects
+    for o in [o for o in tree.findall(nodes.literal) if not isinstance(o.parent, (nodes.reference,nodes.title))]:
         name = re.sub(r'\(.*\)$', '', o.astext())
-        if isinstance(o.parent, (nodes.reference,nodes.title)): continue
-        if name in own: to = app.builder.get_relative_uri(docname, own[name][0]) + own[name][1]
+        if room := rooms.get(name.removeprefix(f'{lib}.')): to = uri(docname, room[0])
+        elif own := symbols.get(f'Learner.{name}') or symbols.get(name): to = f'{uri(docname, own.docname)}#{own.node_id}'
         else: to = re.search('[A-Z_]', name) and len(name)>2 and (fastai.doc(name) or fastai.doc(f'Learner.{name}'))
-        if to: o.replace_self(nodes.reference('', '', o.deepcopy(), internal=name in own, refuri=to))
+        if to: o.replace_self(nodes.reference('', '', o.deepcopy(), internal='://' not in to, refuri=to))
     for o in tree.findall(addnodes.desc_signature): o['ids'] += {i.lower() for i in o['ids']} - set(tree.ids)
 
 def linkcode_resolve(domain, info):
     if obj := inspect.unwrap(objects.get(info['fullname'])):
         return f"{blob}/{obj.__module__.split('.')[-1]}.py#L{inspect.getsourcelines(obj)[1]}"
 
-def math(self, node):
-    self.body.append(convert(node.astext(), 'block' if isinstance(node, nodes.math_block) else 'inline'))
-    raise nodes.SkipNode
-
 class Site(StandaloneHTMLBuilder):
-    "Pages named as nbdev links to them: schedule.html of nbs/08_schedule.ipynb"
+    "Pages named as nbdev links to them: schedule.html of nbs/08_schedule.ipynb; the search learns the names, and llms.txt lists them"
     name = 'html'
     def get_target_uri(self, docname, typ=None): return re.sub(r'^(nbs|docs)/|(?<=/)\d+[a-z]?_', '', docname).lower() + '.html'
     def get_output_path(self, page): return self.outdir/self.get_target_uri(page)
-
-def finish(app, error):
-    "The search learns the names of the pages; llms.txt lists them"
-    if error: return
-    uri,index = app.builder.get_target_uri,app.outdir/'searchindex.js'
-    def _names(m): return '"docnames":' + json.dumps([uri(o)[:-5] for o in json.loads(m[1])])
-    index.write_text(re.sub(r'"docnames":(\[.*?\])', _names, index.read_text(encoding='utf-8')), encoding='utf-8')
-    def _line(d): return '- [{}]({}/{}): {}'.format(heads[d][0], html_baseurl, uri(d), heads[d][1])
-    text = ['# {}'.format(heads[root_doc][0]),'> {}'.format(heads[root_doc][1])]
-    for o in app.env.get_doctree(root_doc).findall(addnodes.toctree):
-        text += [f"## {o['caption']}",'\n'.join(_line(root_doc if d=='self' else d) for _,d in o['entries'])]
-    (app.outdir/'llms.txt').write_text('\n\n'.join(text)+'\n', encoding='utf-8')
+    def handle_finish(self):
+        super().handle_finish()
+        def _names(m): return '"docnames":' + json.dumps([self.get_target_uri(o)[:-5] for o in json.loads(m[1])])
+        def _line(d): return '- [{}]({}/{}): {}'.format(heads[d][0], html_baseurl, self.get_target_uri(d), heads[d][1])
+        index,text = self.outdir/self.searchindex_filename,['# {}\n\n> {}'.format(*heads[root_doc])]
+        index.write_text(re.sub(r'"docnames":(\[.*?\])', _names, index.read_text(encoding='utf-8')), encoding='utf-8')
+        for o in self.env.get_doctree(root_doc).findall(addnodes.toctree):
+            text += [f"## {o['caption']}",'\n'.join(_line(root_doc if d=='self' else d) for _,d in o['entries'])]
+        (self.outdir/'llms.txt').write_text('\n\n'.join(text)+'\n', encoding='utf-8')
 
 def setup(app):
     app.add_builder(Site, override=True)
-    app.add_html_math_renderer('mathml', (math,None), (math,None))
+    app.add_html_math_renderer('mathml', *[(HTMLTranslator.visit_math,None)]*2)  # see docutils.conf
     app.connect('env-before-read-docs', lambda app, env, names: names.sort(key=lambda o: o[:3]!='nbs'))  # before their table
-    for k,f in {'source-read':source_read, 'doctree-resolved':resolved, 'build-finished':finish}.items(): app.connect(k, f)
+    app.connect('source-read', source_read)
+    app.connect('doctree-resolved', resolved)

@@ -40,7 +40,7 @@ def test_figures(ran):
     res = ran[1]
     assert [len(c['rates']) for c in res['contenders']] == [3,0,3,3]
     assert all(c['error'] or min(c['rates'])>0 and c['memory']>50e6 for c in res['contenders'])
-    net = b._net(Recipe(**res['recipe']))
+    net = b.recipe_net(Recipe(**res['recipe']))
     assert res['flops']==(b.training_flops(net, 16)+b.training_flops(net, 32))/2
 
 def test_failing_contender(ran):
