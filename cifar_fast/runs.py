@@ -312,6 +312,9 @@ def read_table(self:Run,
         if lines and not lines[-1].endswith('\n'): raise ValueError('its end is missing')
     except (ValueError,TypeError,csv.Error) as e: raise CifarFastError(f'{path} is damaged: line {len(rows)+2}, {e}') from e
     if not rows: raise CifarFastError(f'{path} is damaged: it has no rows')
+    if needed and self.finished and (epochs := run_results(self).get('epochs')):
+        most = .5 if name=='history.csv' else 1.5*(rows[1]['epoch']-rows[0]['epoch']) if rows[1:] else 1  # a step says when it begins
+        if epochs-rows[-1]['epoch']>most: raise CifarFastError(f'{path} is damaged: rows are missing at its end')
     return rows
 
 # %% ../nbs/11_runs.ipynb #14037e4a

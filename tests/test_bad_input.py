@@ -215,6 +215,7 @@ damage += [('results.json',o) for o in (edited('r', test_accuracy=None), edited(
     edited('r', train_seconds=math.inf), without('test_accuracy'))]
 damage += [(f,o) for f in ('history.csv','steps.csv') for o in (
     b'', b'epoch', b'\xff\xfe\x00', b'epoch,lr\n', b'a,b\n1,2\n', lambda b: b[:len(b)//2].rstrip(), lambda b: b.replace(b'1', b'x'),
+    lambda b: b''.join(b.splitlines(True)[:-1]),
     lambda b: b+b'1,2\n', lambda b: b+b'nan'+b','*b.split(b'\n')[0].count(b',')+b'\n')]
 damage += [('corrupted.csv',o) for o in (b'noise\n.5\n.5\n', b'strength\n0\n1\n', *(b'strength,noise\n0,.5\n'+o for o in (
     b'', b'1,\n', b'1,7\n', b'inf,.5\n', b',.5\n')))]
