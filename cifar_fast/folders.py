@@ -150,6 +150,7 @@ def _doubtful(items, depth):
     named = sorted(c for c in inner if _split_of(c))
     return [*told('classes whose pictures all lie in folders', lone), *told('classes that are called like a split', named)]
 
+# %% ../nbs/01b_folders.ipynb #1d272e43
 def find_items(
     names:list,     # Of all files; a folder's ends in a slash
     where:str,      # What to call the whole in an error
@@ -199,6 +200,7 @@ def _bare_places(rows, f):
     s = first(i for i in reversed(range(n)) if n>2 and i!=f and says_split(i))
     return f,first(i for i in [*range(f+1, n),*reversed(range(f)),f+1] if i!=s),s
 
+# %% ../nbs/01b_folders.ipynb #160d47ad
 def _places(rows, name):
     'The columns of file, class and split (None: there is none), and whether the first row is a heading'
     head = [re.sub(r'[\W_]', '', c.lower()) for c in rows[0]]
@@ -238,6 +240,7 @@ def _answers(pics):
             loose.setdefault(o.lower(), []).append(n)
     return lambda f: [n for n in exact.get(f, []) if printable(n)==f] or exact.get(f) or loose.get(f.lower(), [])
 
+# %% ../nbs/01b_folders.ipynb #f1e34cd2
 def _found(files, answers):
     'The files, without folders that all of them begin with if none is found with these: the table was written elsewhere'
     cut = files

@@ -173,6 +173,7 @@ def check_images(self:Recipe,
 # %% ../nbs/18_recipes.ipynb #ec980d99
 def _has_bool(o): return isinstance(o, bool) or isinstance(o, (list,tuple)) and any(map(_has_bool, o))  # which Python counts as 1 and 0
 
+# %% ../nbs/18_recipes.ipynb #613d9473
 @patch(cls_method=True)
 def of(cls:Recipe,
     **values # Its values
@@ -208,20 +209,27 @@ def replace(self:Recipe,
     r.check()
     return r
 
-# %% ../nbs/18_recipes.ipynb #2ace9aa8
+# %% ../nbs/18_recipes.ipynb #52bbd347
+@patch
+def idle(self:Recipe
+)->dict: # Under its name, what makes it so
+    'Values without effect'
+    cycle = self.schedule=='linear_one_cycle'
+    res = dict.fromkeys(['step_epochs','gamma'] if cycle else ['lr_min','lr_end','peak_epoch'], self.schedule)
+    if cycle and not self.peak_epoch and self.lr_end is not None: res['lr_min'] = 'a peak at the start'
+    if cycle and self.peak_epoch==self.epochs: res['lr_end'] = 'a peak at the end'
+    if self.moms: res['mom'] = 'moms'
+    if self.opt!='sgd': res['nesterov'] = self.opt
+    return res
+
+# %% ../nbs/18_recipes.ipynb #24d6e0f6
 @patch
 def changed(self:Recipe,
     **changes # As for `replace`
 )->Recipe:
     'What `replace` gives; a `CifarFastError` if one of the changes has no effect on it'
     r = self.replace(**changes)
-    cycle = r.schedule=='linear_one_cycle'
-    idle = dict.fromkeys(['step_epochs','gamma'] if cycle else ['lr_min','lr_end','peak_epoch'], r.schedule)
-    if cycle and not r.peak_epoch and r.lr_end is not None: idle['lr_min'] = 'a peak at the start'
-    if cycle and r.peak_epoch==r.epochs: idle['lr_end'] = 'a peak at the end'
-    if r.moms: idle['mom'] = 'moms'
-    if r.opt!='sgd': idle['nesterov'] = r.opt
-    for k,what in idle.items():
+    for k,what in r.idle().items():
         without = self.replace(**{a: b for a,b in changes.items() if a!=k})
         if getattr(r, k)!=getattr(without, k): raise CifarFastError(f'{k} has no effect with {what}: leave it out')
     return r

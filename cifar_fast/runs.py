@@ -366,6 +366,7 @@ def _outcome(run):
     'What two runs have in common if one is a copy of the other, or repeats it to the bit'
     return experiment(run),run.config['seed'],*[run_results(run).get(k) for k in ('test_accuracy','test_loss')]
 
+# %% ../nbs/11_runs.ipynb #d2a3190a
 def find_runs(
     paths:list # Folders of runs, or of several seeds, or folders that hold such folders
 )->L: # Finished runs
