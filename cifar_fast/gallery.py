@@ -259,8 +259,9 @@ def plot_cam_compare(
         ax.set_axis_off()
         ax.set_title(_short(vocab[c]), size=8, weight='bold')
     for row,learn,name in zip(axs[1:], (learn_a,learn_b), names):
-        dl,act = learn.dls.test_dl(list(images), bs=k, num_workers=0),partial(F.softmax, dim=1)  # a loss need not bring its own
-        with predicting(learn) as twin: probs = to_np(twin.get_preds(dl=dl, act=act)[0])
+        softmax = partial(F.softmax, dim=1)  # a loss need not bring its own
+        with predicting(learn) as twin:
+            probs = to_np(twin.get_preds(dl=twin.dls.test_dl(list(images), bs=k, num_workers=0), act=softmax)[0])
         for ax,img,c,p,cam in zip(row, images, classes, probs, grad_cam(learn.model, image_batch(learn.dls, images), layer)):
             show_cam(img, cam, ax)
             ax.set_title(f'{_short(vocab[p.argmax()])}\n{p.max():.1%}', size=8, color='C2' if p.argmax()==c else 'C3')

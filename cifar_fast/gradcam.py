@@ -81,12 +81,12 @@ def _watch(model, x, modules, hooks):
 def _run(model, x, modules):
     'What `model` gives for `x` in eval mode, and of each of `modules` what it put out and how to read it, with a graph that begins there'
     training,params = [(m,m.training) for m in model.modules()],[p for p in model.parameters() if p.requires_grad]
-    eager = torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
     device,hooks = getattr(one_param(model), 'device', x.device),[]
     try:
         acts = _watch(model, x, modules, hooks)
         for m,_ in training: m.training = False
         for p in params: p.requires_grad_(False)
+        eager = torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
         with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True)),acts
     except net_errors as e:
         raise CifarFastError(f'{type(model).__name__} fails on images of {_shape(x[0])}: {str(e).strip().partition(chr(10))[0]}') from e

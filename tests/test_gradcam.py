@@ -348,6 +348,7 @@ def test_a_part_that_takes_no_hooks(x):
     for f in (lambda: grad_cam(net, x),lambda: grad_cam(net, x, [0,1])):
         with pytest.raises(CifarFastError, match='register_forward_hook is not supported'): f()
         assert hooks(net)==was and net.training
+        assert torch._dynamo.eval_frame._stance.stance=='default'
 
 def test_images_go_to_the_device_of_the_model(net, x):
     "A model on another device than the images: `meta` stands in for a GPU, and the model says where its input is"
