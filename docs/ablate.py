@@ -27,7 +27,7 @@ def mean_sd(res, kind=''): return f"{res[f'{kind}mean']:.2%} ± {res[f'{kind}sd'
 
 name,data,out,*values = sys.argv[1:]
 base = get_recipe(name).replace(data=data, **{k: ast.literal_eval(v) for k,v in (o.split('=', 1) for o in values)})
-print(f'{"":<24}{"accuracy":>18}{"test-time augmentation":>18}{"training":>10}')
+print(f'{"":<24}{"accuracy":>18}{"test-time augmentation":>24}{"training":>10}')
 for label,r in variants(base):
     res = train_seeds(r, Path(out)/label.replace(' ', '_'), 2, quiet=True)
-    print(f"{label:<24}{mean_sd(res):>18}{mean_sd(res, 'tta_') if r.tta else '':>18}{res['seconds_mean']:>8.0f} s", flush=True)
+    print(f"{label:<24}{mean_sd(res):>18}{mean_sd(res, 'tta_') if r.tta else '':>24}{res['seconds_mean']:>8.0f} s", flush=True)
