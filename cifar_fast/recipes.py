@@ -157,10 +157,9 @@ def check_images(self:Recipe,
     'Raise a `CifarFastError` unless the net can train on batches of such images, at each of the sizes of the training'
     check_value(size>1 or not self.tta, 'size', size, 'at least 2, or leave out --tta, which shifts the images by a pixel')
     def build(): return get_model(self.model, n_classes, **self.model_args)
-    with torch.device('meta'):
-        try: net = build()
-        except CifarFastError: net = None
-    if net is None: net = build().to('meta')  # one that computes with its own numbers while it is built, as a RegNet does
+    try:
+        with torch.device('meta'): net = build()
+    except CifarFastError: net = build().to('meta')  # one that computes with its own numbers while it is built, as a RegNet does
     with torch.device('meta'):
         for s in [size, *(s for _,s in self.progressive_resizing)]:
             try: out = net(torch.empty(self.bs, 3, s, s))

@@ -364,7 +364,8 @@ def experiment(
 # %% ../nbs/11_runs.ipynb #53e4bf66
 def _outcome(run):
     'What two runs have in common if one is a copy of the other, or repeats it to the bit'
-    return experiment(run),run.config['seed'],*[run_results(run).get(k) for k in ('test_accuracy','test_loss')]
+    res = run_results(run)
+    return experiment(run),run.config['seed'],res.get('test_accuracy'),res.get('test_loss')
 
 # %% ../nbs/11_runs.ipynb #d2a3190a
 def find_runs(

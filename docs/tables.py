@@ -25,7 +25,7 @@ def read(path): return pd.read_csv(path, dtype=dict(torch=str, python=str))
 
 def add(paths, machine, busy):
     "Put finished runs into both files, in place of those of the same recipe, data, machine and seed"
-    from cifar_fast.bench import run_flops
+    from cifar_fast.costs import run_flops
     from cifar_fast.runs import find_runs,run_results
     from cifar_fast.models import get_model
     rows,epochs = [],[]
