@@ -15,8 +15,8 @@ from fastai.torch_core import default_device
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'mean_fill', 'being_written', 'precisions', 'net_errors', 'check_versions', 'harmless',
-           'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'error_line',
-           'left_over', 'atomic_write', 'FileValues', 'file_text', 'read_json', 'write_json', 'has_bf16',
+           'CifarFastError', 'choose', 'check_value', 'check_fraction', 'check_whole', 'say_invalid', 'first_line',
+           'error_line', 'left_over', 'atomic_write', 'FileValues', 'file_text', 'read_json', 'write_json', 'has_bf16',
            'pick_precision', 'pick_device', 'keep_freed_memory', 'trim_memory', 'no_memory']
 
 # %% ../nbs/00_core.ipynb #4ba5052b
@@ -113,11 +113,17 @@ def say_invalid(
     return f"{'.'.join(map(str, o['loc']))} is {given}: {o['msg'].replace('Input should', 'it should').removeprefix('Value error, ')}"
 
 # %% ../nbs/00_core.ipynb #7af5e00b
+def first_line(
+    e:Exception # What a library raised
+)->str: # Such as 'no C++ compiler'
+    'The first line of what it says, as a part of another message'
+    return (str(e).strip().splitlines() or [''])[0]
+
 def error_line(
     e:Exception # What a library raised
 )->str: # Such as 'RuntimeError: no C++ compiler'
     'Its kind, and the first line of what it says'
-    return f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0]}"
+    return f'{type(e).__name__}: {first_line(e)}'
 
 # %% ../nbs/00_core.ipynb #73497cce
 def _ended(pid):

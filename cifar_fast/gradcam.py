@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_gradcam.ipynb #54583b50
 from __future__ import annotations
-from .core import CifarFastError,choose,net_errors
+from .core import CifarFastError,choose,first_line,net_errors
 import difflib,math,sys
 from copy import deepcopy
 from contextlib import nullcontext
@@ -89,7 +89,7 @@ def _run(model, x, modules):
         eager = torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()  # importing it is slow
         with eager, torch.inference_mode(False), torch.enable_grad(): return model(x.to(device, copy=True)),acts
     except net_errors as e:
-        raise CifarFastError(f'{type(model).__name__} fails on images of {_shape(x[0])}: {str(e).strip().partition(chr(10))[0]}') from e
+        raise CifarFastError(f'{type(model).__name__} fails on images of {_shape(x[0])}: {first_line(e)}') from e
     finally:
         for o in hooks: o.remove()
         for p in params: p.requires_grad_()

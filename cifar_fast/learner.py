@@ -219,7 +219,7 @@ def _graphed(self:CifarLearner, step):
         for _ in range(3): step()
     try:
         with torch.cuda.graph(graph, stream=side): out = step()
-    except RuntimeError as e: raise CifarFastError(f'a CUDA graph does not work here ({str(e).splitlines()[0]}): leave out --graph') from e
+    except RuntimeError as e: raise CifarFastError(f'a CUDA graph does not work here ({first_line(e)}): leave out --graph') from e
     return lambda: (graph.replay(),out)[1]
 
 # %% ../nbs/09_learner.ipynb #ef2d073e

@@ -260,6 +260,6 @@ def get_model(
     try:
         with warnings.catch_warnings(action='ignore'): return build(n_classes, pretrained, **kwargs)  # torchvision tells of its plans
     except Exception as e:  # each library, and each way to the network, has its own
-        why = (str(e) or type(e).__name__).strip().splitlines()[0]
+        why = first_line(e) or type(e).__name__
         if not pretrained: raise CifarFastError(f'cannot build {name}: {why}') from e
         raise CifarFastError(f'no pretrained weights for {name}, on this disk or from the network ({why}): leave out --pretrained') from e

@@ -89,7 +89,7 @@ def joined(
         try:
             with warnings.catch_warnings(action='ignore'): PartialState(cpu=own.type=='cpu', timeout=timedelta(seconds=peer_timeout))
         except (RuntimeError,ValueError) as e:
-            raise CifarFastError(f'the {n_processes()} processes did not find each other: {str(e).splitlines()[0]}') from e
+            raise CifarFastError(f'the {n_processes()} processes did not find each other: {first_line(e)}') from e
     try: yield own
     finally: outer or leave()
 

@@ -165,7 +165,7 @@ def check_images(self:Recipe,
             try: out = net(torch.empty(self.bs, 3, s, s))
             except net_errors as e:
                 raise CifarFastError(f'{self.model} cannot train on batches of {self.bs} images of {s}×{s} pixels '
-                                     f'({str(e).partition(chr(10))[0]}): choose larger images (--size) or batches (--bs)') from e
+                                     f'({first_line(e)}): choose larger images (--size) or batches (--bs)') from e
             if getattr(out, 'shape', None)!=(self.bs,n_classes):
                 raise CifarFastError(f'{self.model} gives a {type(out).__name__}, not logits N×classes: choose another, or model_args')
 

@@ -62,7 +62,7 @@ def model_summary(
     try:
         with FlopCounterMode(display=False) as counter, _Fields(), torch.no_grad(), torch.device('meta'): net(x)
     except net_errors as e:
-        raise CifarFastError(f'{type(model).__name__} does not take an image of {channels}×{size}×{size}: {str(e).partition(chr(10))[0]}. '
+        raise CifarFastError(f'{type(model).__name__} does not take an image of {channels}×{size}×{size}: {first_line(e)}. '
                              'Give `size` and `channels` as the model expects them') from e
     macs = {k.partition('.')[2]: sum(v.values())//2 for k,v in counter.get_flop_counts().items()}
     names = [n for n,_ in net.named_modules() if n in rows and (depth is None or n.count('.')<depth)]
