@@ -423,7 +423,7 @@ def cifar_fast_bench(
     out:str=None,            # New folder for tables and picture (default: runs/bench-RECIPE-DATE-TIME)
     quick:bool=False,        # About a minute on two cores, and rougher
     contenders:list=None,    # Only these, such as device loop device_graph loop_graph (default: all that suit the device)
-    limit:float=3600.,       # Seconds for each contender, after which it is stopped and the others go on
+    limit:float=None,        # Seconds for each contender, after which it is stopped and the others go on (default: 3600)
     runs:int=None,           # No contenders: train this many times, with seeds 0, 1, 2, …, timed as speed runs are
     **values                 # Values of the recipe, and arguments of `recipe_learner`
 ):
@@ -434,8 +434,9 @@ def cifar_fast_bench(
     if runs is None:
         check_effect(changes, 'data test labels skip_broken balance pretrained start tta'.split(), 'contenders, which see random pixels')
         for k in how.keys()-{'device'}: raise CifarFastError(f'--{k} goes with --runs: leave it out, or choose --contenders')
-        return bench(out, chosen, quick=quick, contenders=contenders, limit=limit, **how)
-    if quick or contenders or 'seed' in how: raise CifarFastError('--runs has seeds 0, 1, 2, …: leave out --quick, --contenders and --seed')
+        return bench(out, chosen, quick=quick, contenders=contenders, limit=ifnone(limit, 3600.), **how)
+    no = 'leave out --quick, --contenders, --limit and --seed'
+    if quick or contenders or limit is not None or 'seed' in how: raise CifarFastError(f'--runs has seeds 0, 1, 2, …: {no}')
     with going_on(out, '. The runs that were finished are in {}'.format): bench_runs(chosen, out, runs, **how)
 
 _scripts = {f.__name__: f for f in (cifar_fast_train, cifar_fast_lr_find, cifar_fast_report, cifar_fast_compare, cifar_fast_explain,

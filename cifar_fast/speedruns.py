@@ -58,7 +58,8 @@ def bench_runs(
 )->dict: # Every run and how they were made, as in runs.json
     'Train `recipe` `n` times, timed as the public speed runs are; print, save and return it'
     check_whole('the number of runs', n)
-    out,device,how,images = check_free(out),pick_device(device),train_args(**kwargs),recipe.images()
+    out,device = check_free(out),pick_device(device)
+    recipe,how,images = recipe.ready(train_args(**kwargs))
     check_value(how['patience'] is None, 'patience', how['patience'], 'none: a training that is timed goes to its end')
     del how['seed']
     how['precision'] = pick_precision(how['precision'], device)

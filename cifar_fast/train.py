@@ -377,6 +377,10 @@ def ready(self:Recipe,
     if n<r.bs and usual and usual.bs==r.bs:
         print(f'batch size {n} in place of {r.bs}: there are no more training images')
         r = r.replace(bs=n)
+    full,sizes = images.train_x.shape[1],r.progressive_resizing
+    if sizes and sizes[-1][1]!=full and usual and usual.progressive_resizing==sizes:
+        print(f'progressive resizing up to {full} pixels in place of {sizes[-1][1]}, as large as the images are')
+        r = r.replace(progressive_resizing=tuple((at,round(s*full/sizes[-1][1])) for at,s in sizes))
     return r,how,images
 
 # %% ../nbs/19_train.ipynb #8d40362a

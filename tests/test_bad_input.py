@@ -148,6 +148,7 @@ model_args {1:2} | model_args {'width':4,'width':8} | model_args dropout=1 | mod
 model_args fc_bias=2 | model_args conv_bias='inner' | model_args n_classes=3 | model_args [1,2] | opt adam | opt_args mom=.1
 opt_args lr=1,wd=3 | opt_args bias_lr=2 | alternating_flip 2 | progressive_resizing 3 | progressive_resizing (0,24)
 progressive_resizing ((0,-4),) | progressive_resizing ((.5,8),(0,16)) | progressive_resizing ((0,4),(.5,16))
+progressive_resizing ((0,16),(.5,32))
 mixup -1 | mixup inf | mixup 1e-50 | cutmix 1e-9 | cutmix nan | cutmix much | patience 0 | patience 2 | patience two
 progressive_resizing ((0,24,3),) | ema 1 | ema -1 | tta maybe | seed -1 | seed 4294967296 | seed 9{400} | seed 1.5 | seeds 1
 seeds -2 | seeds 9{400} | precision fp16 | pipeline gpu | num_workers -1 | num_workers 2 | num_workers 100000 | valid_pct 1

@@ -242,6 +242,7 @@ def test_interrupted_runs(monkeypatch, tmp_path, capfd):
 
 @pytest.mark.parametrize('args,message', [
     (['--runs',0], 'number of runs'), (['--runs',2,'--quick'], 'leave out --quick'), (['--runs',2,'--seed',1], '--seed'),
+    (['--runs',2,'--limit',9], '--limit'),
     (['--compile'], '--compile goes with --runs'), (['--contenders','devise'], "did you mean 'device'"),
     (['--data','shape10','--runs',2], 'shape10'), (['--data','shapes10','--runs',1,'--test',.3], 'test is 0.3: choose none'),
     (['--recipe','demo','--runs',1,'--valid_pct',.1,'--patience',1], 'patience is 1: choose none')])
