@@ -280,7 +280,7 @@ def test_as_accurate(tmp_path):
     for seed in range(3): together(1, lambda seed=seed: train(seed, f'one{seed}'), tmp_path/'said')
     together(2, lambda: train(3, 'two'), tmp_path/'said')
     *one,two = (run_results(Run(tmp_path/o))['test_accuracy'] for o in ('one0','one1','one2','two'))
-    assert min(one)>.2 and abs(two-np.mean(one))<max(4*np.std(one, ddof=1), .03), (one,two)
+    assert min(one)>.2 and abs(two-np.mean(one))<max(4*np.std(one, ddof=1), .1), (one,two)
 
 # As it is used
 
