@@ -46,7 +46,7 @@ class CountOps(TorchDispatchMode):
 
 def small_learner(name, folder, **how):
     r = get_recipe(name)
-    r = r.replace(bs=8, model_args=dict(r.model_args, **dict(width=4) if r.model=='resnet9' else {}))
+    r = r.replace(bs=8, model_args=dict(r.model_args, width=4))
     return recipe_learner(r, load_images(folder, 32), device='cpu', precision='fp32', **how)
 
 def ops_by_hand(learn):
