@@ -94,7 +94,7 @@ def out_of_fold(
 )->Predictions: # Of all images, the training images first
     'Predict every image of a data set by a net that has not seen it'
     out,how = Path(out),train_args(**kwargs)
-    if not (out/'fold0/config.json').exists(): check_free(out)
+    if not (out/'fold0').is_dir(): check_free(out)
     (x,y),fold = images.together(),images.fold_numbers(folds, how['seed'])
     def n_trained(i): return len(split_valid(y[fold!=i], how['valid_pct'], how['seed'])[0]) if how['valid_pct'] else (fold!=i).sum()
     recipe,how,_ = recipe.ready(how, images.fold_part(fold, min(range(folds), key=n_trained)))  # the batch has to fit into the smallest
