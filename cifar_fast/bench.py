@@ -474,6 +474,7 @@ def bench(
     suitable = [o for o in _contenders if device.type=='cuda' or not re.search('compile|graph', o)]
     names = [choose(o, [*_contenders], 'contender') for o in contenders or suitable]
     r,(n,n_test) = (r.replace(bs=min(r.bs, 64)),(4096,512)) if small else (r,(50_000,10_000))
+    r = r.sized(r.size or 32)
     check_value(r.bs<=n, 'batch size', r.bs, f'a whole number from 1 to {n}, the number of images')
     net,itemsize = recipe_net(r),4 if precision=='fp32' else 2
     res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(r), precision=precision,

@@ -37,10 +37,11 @@ def training_flops(
 
 # %% ../nbs/22b_costs.ipynb #e56dd68c
 def recipe_net(
-    recipe:Recipe # Whose net
-)->nn.Module: # Untrained, for 10 classes
+    recipe:Recipe,   # Whose net
+    n_classes:int=10 # Number of outputs
+)->nn.Module: # Untrained
     "The recipe's net; a whitening layer is frozen, as in training"
-    net = get_model(recipe.model, **recipe.model_args)
+    net = get_model(recipe.model, n_classes, **recipe.model_args)
     if hasattr(net, 'whiten'): whiten_(net.whiten, torch.randn(64,3,32,32))
     return net
 
@@ -49,9 +50,9 @@ def run_flops(
     run:Run # A run whose steps are in its folder
 )->np.ndarray: # As many numbers as epochs, each with what came before
     'Floating-point operations that were done by the end of each epoch'
-    r,epochs = run_recipe(run),[o['epoch'] for o in run.read_table('steps.csv')]
-    grow,net = ProgressiveResize(r.progressive_resizing),recipe_net(r)
-    sides = [grow.side(e/r.epochs, r.size or 32) for e in epochs]
+    r,data,epochs = run_recipe(run),run.config['data'],[o['epoch'] for o in run.read_table('steps.csv')]
+    grow,net = ProgressiveResize(r.progressive_resizing),recipe_net(r, len(data['classes']))
+    sides = [grow.side(e/r.epochs, data['size']) for e in epochs]
     cost = {s: training_flops(net, s)*r.bs for s in set(sides)}
     return np.cumsum(np.bincount(np.add(epochs, 1e-6).astype(int), [cost[s] for s in sides]))
 

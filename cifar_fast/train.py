@@ -365,6 +365,16 @@ def images(self:Recipe)->ImageArrays:
 
 # %% ../nbs/19_train.ipynb #b0c1d70c
 @patch
+def sized(self:Recipe,
+    full:int # Side of the images in pixels
+)->Recipe:
+    'The recipe for images of that size: where its own sizes grow, they grow up to it'
+    sizes,usual = self.progressive_resizing,recipes.get(self.name)
+    if not sizes or sizes[-1][1]==full or not usual or usual.progressive_resizing!=sizes: return self
+    print(f'progressive resizing up to {full} pixels in place of {sizes[-1][1]}, as large as the images are')
+    return self.replace(progressive_resizing=tuple((at,round(s*full/sizes[-1][1])) for at,s in sizes))
+
+@patch
 def ready(self:Recipe,
     how:dict,               # Arguments of `recipe_learner`
     images:ImageArrays=None # Its data, where they are at hand; None: load them
@@ -377,11 +387,7 @@ def ready(self:Recipe,
     if n<r.bs and usual and usual.bs==r.bs:
         print(f'batch size {n} in place of {r.bs}: there are no more training images')
         r = r.replace(bs=n)
-    full,sizes = images.train_x.shape[1],r.progressive_resizing
-    if sizes and sizes[-1][1]!=full and usual and usual.progressive_resizing==sizes:
-        print(f'progressive resizing up to {full} pixels in place of {sizes[-1][1]}, as large as the images are')
-        r = r.replace(progressive_resizing=tuple((at,round(s*full/sizes[-1][1])) for at,s in sizes))
-    return r,how,images
+    return r.sized(images.train_x.shape[1]),how,images
 
 # %% ../nbs/19_train.ipynb #8d40362a
 @patch
