@@ -193,7 +193,7 @@ def test_power_limit(monkeypatch):
     facts = machine_facts(torch.device('cuda'))
     assert facts['hardware']['power']=='700.00 W' and b.machine_notes(facts)[0].startswith('a card, power limit 700.00 W;')
 
-runs = '--recipe speedrun --data shapes10 --epochs 1 --bs 500 --model_args width=8 --device cpu --precision fp32'.split()
+runs = '--recipe speedrun --data shapes10 --size 16 --epochs 1 --bs 500 --model_args width=8 --device cpu --precision fp32'.split()
 
 def script(monkeypatch, *args):
     "The exit code of `cifar_fast_bench`, in this process"
