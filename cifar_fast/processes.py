@@ -5,11 +5,12 @@
 # %% ../nbs/11a_processes.ipynb #ab8dde60
 from __future__ import annotations
 from .core import *
-import os,re,warnings
+import itertools,os,re,warnings
 from contextlib import ExitStack,contextmanager,suppress
 from datetime import timedelta
 from functools import partial
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from fastai import torch_core
 from fastai.basics import *
 from .runs import left_alone
@@ -77,6 +78,14 @@ def leave():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 # %% ../nbs/11a_processes.ipynb #d10de2a2
+_store,_meetings = [],itertools.count()
+
+def _meeting():
+    'Where the processes find each other: a part of their store that no earlier meeting has left anything in'
+    if not _store: _store.extend(next(rendezvous('env://', timeout=timedelta(seconds=peer_timeout))))
+    store,rank,n = _store
+    return dict(store=dist.PrefixStore(f'meeting{next(_meetings)}', store), rank=rank, world_size=n)
+
 @contextmanager
 def joined(
     device:str|torch.device=None # As for `own_device`
@@ -87,7 +96,8 @@ def joined(
         try: from accelerate import PartialState
         except ImportError as e: raise CifarFastError("several processes need a package: pip install 'cifar_fast[processes]'") from e
         try:
-            with warnings.catch_warnings(action='ignore'): PartialState(cpu=own.type=='cpu', timeout=timedelta(seconds=peer_timeout))
+            with warnings.catch_warnings(action='ignore'):
+                PartialState(cpu=own.type=='cpu', timeout=timedelta(seconds=peer_timeout), **_meeting())
         except (RuntimeError,ValueError) as e:
             raise CifarFastError(f'the {n_processes()} processes did not find each other: {first_line(e)}') from e
     try: yield own

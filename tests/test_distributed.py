@@ -125,6 +125,15 @@ def test_counted_once(folder, tmp_path):
     assert last['test_accuracy']==pytest.approx(preds.accuracy) and last['test_loss']==pytest.approx(float(preds.losses.mean()), rel=1e-4)
     assert g.said('out')[1]==g.said('err')[1]==''
 
+def test_part_and_meet_again(tmp_path):
+    "Also where the first is slow to leave, so that the other is back while what was said at the last meeting still stands"
+    def meet():
+        rank,destroy = int(os.environ['RANK']),torch.distributed.destroy_process_group
+        torch.distributed.destroy_process_group = lambda: (time.sleep(.5*(rank==0)), destroy())
+        for i in range(3):
+            with processes.joined('cpu'): assert processes.gathered((i,rank))==[(i,0),(i,1)]
+    together(2, meet, tmp_path/'said')
+
 def test_own_augmentation(folder, tmp_path):
     "Of one picture, 64 times, two processes draw other crops and flips, and others in the next epoch; dropout, too; a seed repeats them"
     ims = load_images(folder, 16)
