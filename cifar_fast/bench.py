@@ -474,11 +474,11 @@ def bench(
     suitable = [o for o in _contenders if device.type=='cuda' or not re.search('compile|graph', o)]
     names = [choose(o, [*_contenders], 'contender') for o in contenders or suitable]
     r,(n,n_test) = (r.replace(bs=min(r.bs, 64)),(4096,512)) if small else (r,(50_000,10_000))
-    r = r.sized(r.size or 32)
+    r = r.sized(size := r.size or 32)
     check_value(r.bs<=n, 'batch size', r.bs, f'a whole number from 1 to {n}, the number of images')
     net,itemsize = recipe_net(r),4 if precision=='fp32' else 2
     res = dict(machine_facts(device), quick=quick, repeats=3 if quick else 5, recipe=dataclasses.asdict(r), precision=precision,
-               size=r.size or 32, workers=workers, flops=mean_of_sizes(r, partial(training_flops, net)),
+               size=size, workers=workers, flops=mean_of_sizes(r, partial(training_flops, net)),
                bytes=mean_of_sizes(r, partial(activation_bytes, net, itemsize=itemsize)), contenders=[])
     write_json(out/'bench.json', res)  # before anything is measured: can it be written?
     _measure(res, dict(recipe=r, n=n, n_test=n_test, device=device, precision=precision, workers=workers), dict.fromkeys(names), limit)

@@ -10,7 +10,6 @@ from contextlib import ExitStack,contextmanager,suppress
 from datetime import timedelta
 from functools import partial
 from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
 from fastai import torch_core
 from fastai.basics import *
 from .runs import left_alone
@@ -82,9 +81,11 @@ _store,_meetings = [],itertools.count()
 
 def _meeting():
     'Where the processes find each other: a part of their store that no earlier meeting has left anything in'
-    if not _store: _store.extend(next(rendezvous('env://', timeout=timedelta(seconds=peer_timeout))))
+    from torch.distributed.rendezvous import rendezvous
+    timeout = timedelta(seconds=peer_timeout)
+    if not _store: _store.extend(next(rendezvous('env://', timeout=timeout)))
     store,rank,n = _store
-    return dict(store=dist.PrefixStore(f'meeting{next(_meetings)}', store), rank=rank, world_size=n)
+    return dict(store=dist.PrefixStore(f'meeting{next(_meetings)}', store), rank=rank, world_size=n, timeout=timeout)
 
 @contextmanager
 def joined(
@@ -96,8 +97,7 @@ def joined(
         try: from accelerate import PartialState
         except ImportError as e: raise CifarFastError("several processes need a package: pip install 'cifar_fast[processes]'") from e
         try:
-            with warnings.catch_warnings(action='ignore'):
-                PartialState(cpu=own.type=='cpu', timeout=timedelta(seconds=peer_timeout), **_meeting())
+            with warnings.catch_warnings(action='ignore'): PartialState(cpu=own.type=='cpu', **_meeting())
         except (RuntimeError,ValueError) as e:
             raise CifarFastError(f'the {n_processes()} processes did not find each other: {first_line(e)}') from e
     try: yield own

@@ -156,14 +156,14 @@ def check_images(self:Recipe,
 ):
     'Raise a `CifarFastError` unless the net can train on batches of such images, at each of the sizes of the training'
     check_value(size>1 or not self.tta, 'size', size, 'at least 2, or leave out --tta, which shifts the images by a pixel')
-    most = max([s for _,s in self.progressive_resizing], default=0)
-    check_value(most<=size, 'progressive_resizing', self.progressive_resizing, f'sizes up to that of the images, {size}')
+    sizes = [size,*(s for _,s in self.progressive_resizing)]
+    check_value(max(sizes)==size, 'progressive_resizing', self.progressive_resizing, f'sizes up to that of the images, {size}')
     def build(): return get_model(self.model, n_classes, **self.model_args)
     try:
         with torch.device('meta'): net = build()
     except CifarFastError: net = build().to('meta')  # one that computes with its own numbers while it is built, as a RegNet does
     with torch.device('meta'):
-        for s in [size, *(s for _,s in self.progressive_resizing)]:
+        for s in sizes:
             try: out = net(torch.empty(self.bs, 3, s, s))
             except net_errors as e:
                 raise CifarFastError(f'{self.model} cannot train on batches of {self.bs} images of {s}×{s} pixels '

@@ -365,12 +365,15 @@ def images(self:Recipe)->ImageArrays:
 
 # %% ../nbs/19_train.ipynb #b0c1d70c
 @patch
+def _came_with(self:Recipe, name): return getattr(recipes.get(self.name), name, None)==getattr(self, name)  # or did somebody ask for it?
+
+@patch
 def sized(self:Recipe,
     full:int # Side of the images in pixels
 )->Recipe:
     'The recipe for images of that size: where its own sizes grow, they grow up to it'
-    sizes,usual = self.progressive_resizing,recipes.get(self.name)
-    if not sizes or sizes[-1][1]==full or not usual or usual.progressive_resizing!=sizes: return self
+    sizes = self.progressive_resizing
+    if not sizes or sizes[-1][1]==full or not self._came_with('progressive_resizing'): return self
     print(f'progressive resizing up to {full} pixels in place of {sizes[-1][1]}, as large as the images are')
     return self.replace(progressive_resizing=tuple((at,round(s*full/sizes[-1][1])) for at,s in sizes))
 
@@ -381,10 +384,10 @@ def ready(self:Recipe,
 )->tuple: # The recipe, how to train it, and its data
     'The recipe and how to train it, as its data want it'
     r = self.located()
-    images,usual = images or r.images(),recipes.get(r.name)
+    images = images or r.images()
     how = dict(how, valid_pct=how.get('valid_pct') or images.own_pct)
     n = len(images.split(how['valid_pct'], how.get('seed', 0))[0])
-    if n<r.bs and usual and usual.bs==r.bs:
+    if n<r.bs and r._came_with('bs'):
         print(f'batch size {n} in place of {r.bs}: there are no more training images')
         r = r.replace(bs=n)
     return r.sized(images.train_x.shape[1]),how,images

@@ -159,9 +159,8 @@ def killed(root, name, whole, i, at=None, after=None, again=None):
     hit = _die(first, at, after)
     def _next(): return then if (d/'out'/'config.json').exists() or name in looks or first is then else first
     if again is not None and hit: hit = _die(_next(), again, None)
-    by_itself = not hit and name not in looks and first is not then
-    if by_itself and not (d/'out'/'results.json').exists(): return 'it was not killed, and is not finished'
     finished = name not in looks and (d/'out'/'results.json').exists()
+    if not (hit or finished or name in looks or first is then): return 'it was not killed, and is not finished'
     code,err = (0,'') if finished else script(_next())
     done_already = code==2 and 'finished' in err
     if code and not done_already: return f'exit code {code}: {err.strip()[-300:]}'

@@ -17,8 +17,7 @@ def test_trains_as_it_says(folder, tmp_path, name, pipeline):
     "One epoch of three steps, with the recipe's own net, narrower: what was recorded is what the recipe promises"
     r = get_recipe(name)
     if r.model in ('resnet9','speed_net'): r = r.replace(model_args=dict(r.model_args, width=8))
-    sizes = tuple((at,side//2) for at,side in r.progressive_resizing)
-    r = r.replace(data=str(folder), epochs=1, bs=24, size=16, progressive_resizing=sizes)
+    r = r.replace(data=str(folder), epochs=1, bs=24, size=16).sized(16)
     results = train_recipe(r, tmp_path/'run', precision='fp32', quiet=True, pipeline=pipeline)
     run,f = Run(tmp_path/'run'),r.scheds()
     assert run_recipe(run)==r and 0<=results['test_accuracy']<=1 and results['epochs']==1
