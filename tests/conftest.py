@@ -7,11 +7,19 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
 os.environ['TORCH_CPP_LOG_LEVEL'] = 'ERROR'  # as `cifar_fast.main` has it where several processes train
 os.environ['OMP_NUM_THREADS'] = '1'  # nets this small are no faster with more, and much slower where others compute
+from cifar_fast.train import Checkpoint,Learner,train_recipe  # here, since torch looks at the environment when it is imported
 
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
     "Keep the tests' data out of the user's cache"
     os.environ['CIFAR_FAST_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+@pytest.fixture(scope='module', autouse=True)
+def no_figures(request):
+    "A run's figures take longer than trainings this short: drawn where a module says `draws = True`, or by other processes"
+    with pytest.MonkeyPatch.context() as m:
+        if not getattr(request.module, 'draws', False): m.setattr(Learner, 'save_figures', lambda self, run: None)
+        yield
 
 def draw_folder(path, classes=('ant','bee','cat'), n=24, n_test=8, size=16, seed=0):
     "A folder of small images, each class in a colour of its own with noise"
@@ -25,7 +33,6 @@ def draw_folder(path, classes=('ant','bee','cat'), n=24, n_test=8, size=16, seed
 
 def interrupted(recipe, out, monkeypatch, after=0, **kwargs):
     "A run that was stopped when so many epochs after the first were written"
-    from cifar_fast.train import Checkpoint,train_recipe
     write = Checkpoint.after_epoch
     def stop(self):
         write(self)

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip('accelerate', reason="pip install 'cifar_fast[processes]'")
 import numpy as np,torch
 from torch import nn
-from fastai.basics import Callback,Learner,cast,ifnone
+from fastai.basics import Callback,cast,ifnone
 from conftest import draw_folder
 from cifar_fast import processes
 from cifar_fast.cli import main
@@ -23,13 +23,6 @@ def plain(n_classes):
     return nn.Sequential(nn.Conv2d(3,8,3,stride=2,padding=1), nn.ReLU(), nn.Conv2d(8,16,3,stride=2,padding=1), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,n_classes))
 nets['plain'] = plain
-
-@pytest.fixture(autouse=True, scope='module')
-def no_figures():
-    "They take longer than these trainings"
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(Learner, 'save_figures', lambda self, run: None)
-        yield
 
 fixed = recipes['demo'].replace(model='plain', model_args={}, policy='none', lr=.05, size=16)
 

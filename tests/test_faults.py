@@ -6,6 +6,7 @@ import cifar_fast.runs as runs
 from cifar_fast.core import CifarFastError
 from cifar_fast.runs import hold
 
+draws = True
 forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
 
 @pytest.fixture(scope='module')

@@ -65,13 +65,14 @@ def test_links(site, pages):
     "Names are links, links and anchors lead somewhere, pictures have words; llms.txt has every page, README.md no dead link"
     names = {a['href'] for p in ('gallery.html','schedule.html') for a in pages[p].article('a') if a.code}
     assert {'gradcam.html#show_cam','interpret.html#Predictions','https://docs.fast.ai/learner.html#learner'} <= names
+    ids = {page: {o['id'] for o in s(id=True)} for page,s in pages.items()}
     for page,s in pages.items():
         assert all(o.get('alt') for o in s.article('img')), page
         for to in {o.get('href') or o.get('src') or 'https:' for o in s(['a','link','img','script'])}:
             path,_,anchor = re.sub(r'\?[^#]*', '', to).partition('#')
             f = (site/page).parent/path if path else site/page
             if re.match(r'https?:|data:', to): continue
-            assert f.exists() and (not anchor or pages[str(f.resolve().relative_to(site))].find(id=anchor)), (page, to)
+            assert f.exists() and (not anchor or anchor in ids[str(f.resolve().relative_to(site))]), (page, to)
     listed = re.findall(r'\]\(https://\S+?/cifar_fast/(.*?)\): \S', (site/'llms.txt').read_text(encoding='utf-8'))
     assert set(listed)==set(pages)-{'genindex.html','search.html'}
     for o in re.findall(r'\]\((?!https?:|#)([^)#]+)', (root/'README.md').read_text(encoding='utf-8')): assert (root/o).exists(), o

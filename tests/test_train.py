@@ -10,6 +10,7 @@ from cifar_fast.recipes import recipes
 from cifar_fast.runs import Run,hold
 from cifar_fast.train import resume_run
 
+draws = True
 script = Path(sys.executable).parent/'cifar_fast_train'
 small = ['--bs','16','--policy','flip_crop','--model_args','width=4,dropout=.1','--lr','.05','--size','16','--no_report']
 
